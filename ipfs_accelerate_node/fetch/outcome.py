@@ -1,0 +1,42 @@
+"""What a fetch says about itself: while it runs (`Progress`) and once its model is committed (`Fetched`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.plan import ModelPlan
+
+if TYPE_CHECKING:
+    from ipfs_accelerate_node.store.types import SourceShare, StoredModel
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """bytes_total: of the files, None until the walk has seen them all. phase: "walking", "fetching" or "committing".
+    source: the one that delivered last, by its name; None before the first."""
+
+    bytes_total: int | None
+    bytes_done: int
+    phase: str
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A committed model and what it cost.
+
+    nodes: every node block of the plan, for seeding. bytes_fetched came from sources, bytes_copied from files that were
+    here; together with what an earlier try left they make bytes_total. already_here: nothing was asked of anyone.
+    """
+
+    model: StoredModel
+    plan: ModelPlan
+    nodes: tuple[tuple[Cid, bytes], ...]
+    bytes_total: int
+    bytes_fetched: int
+    bytes_copied: int
+    seconds: float
+    sources: tuple[SourceShare, ...]
+    already_here: bool
