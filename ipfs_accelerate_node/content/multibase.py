@@ -6,6 +6,7 @@ letter never gives another spelling of the same bytes.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 
 _BASE58BTC = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -23,7 +24,7 @@ class BadMultibase(ValueError):
 
 def base58btc_decode(text: str) -> bytes:
     """Bitcoin's base58, without a multibase prefix (CIDv0, PeerIDs)."""
-    return _positional(_BASE58BTC, fold=False)(text)
+    return _DECODERS["z"](text)
 
 
 def base58btc_encode(data: bytes) -> str:
@@ -38,11 +39,7 @@ def base58btc_encode(data: bytes) -> str:
 
 def base32_encode(data: bytes) -> str:
     """Lower case, unpadded, without a multibase prefix."""
-    bits = len(data) * 8
-    spare = -bits % 5
-    number = int.from_bytes(data, "big") << spare
-    count = (bits + spare) // 5
-    return "".join(_BASE32[number >> 5 * (count - 1 - i) & 31] for i in range(count))
+    return base64.b32encode(data).decode().rstrip("=").lower()
 
 
 def decode(text: str) -> bytes:

@@ -1,7 +1,8 @@
 """What a user types to mean a model, parsed: a root by CID, a Hub repository, a stored name, or a mock.
 
-Only the documented forms: ``bafy…``, ``Qm…``, ``ipfs://CID[/path]``, ``/ipfs/CID[/path]``, ``hf:[org/]name[@revision]``,
-``org/name[@revision]``, ``name``, ``mock:TASK``. Nothing here is ever a path of this machine or an option.
+Only the documented forms: ``bafy…``, ``Qm…``, ``ipfs://CID[/path]``, ``/ipfs/CID[/path]``,
+``hf:[org/]name[@revision]``, ``org/name[@revision]``, ``name``, ``mock:TASK``.
+Nothing here is ever a path of this machine or an option.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ class RootRef:
 
 @dataclass(frozen=True, slots=True)
 class HubRef:
-    """repo: ``org/name``, or a bare ``name`` of the Hub's early days. revision: branch, tag, commit or ``refs/pr/1``."""
+    """repo: ``org/name``, or a bare ``name`` of the Hub's early days.
+
+    revision: branch, tag, commit or ``refs/pr/1``.
+    """
 
     repo: str
     revision: str = DEFAULT_REVISION
@@ -116,7 +120,9 @@ def looks_like_cid(text: str) -> bool:
     head = text.split("/", 1)[0]
     if _NAME.fullmatch(head):
         return _CID_SHAPE.fullmatch(head) is not None
-    return _CID_SHAPE.match(re.sub(r"[^A-Za-z0-9]", "", head)) is not None
+    rest = re.sub(r"[^A-Za-z0-9]", "", head)
+    confused = len(rest) >= 40 and len(head) - len(rest) <= 2  # a look-alike letter, a space, a NUL
+    return confused or _CID_SHAPE.match(rest) is not None
 
 
 def _bare(text: str) -> Reference:

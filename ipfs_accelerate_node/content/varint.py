@@ -1,4 +1,4 @@
-"""Unsigned varints (little-endian base 128) as multiformats and CAR use them: at most nine bytes, shortest form only."""
+"""Unsigned varints (little-endian base 128) of multiformats and CAR: at most nine bytes, shortest form only."""
 
 from __future__ import annotations
 
