@@ -1,0 +1,61 @@
+"""Blocks that the local Kubo has, or brings over bitswap."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.errors import NodeError, SourceUnavailable, Unavailable
+from ipfs_accelerate_node.sources.source import MAX_BLOCK_BYTES
+
+if TYPE_CHECKING:
+    from ipfs_accelerate_node.kubo import KuboClient
+
+log = logging.getLogger(__name__)
+
+
+class KuboSource:
+    """The client belongs to the Kubo service, which may replace its daemon at any time: a new fetch takes a new source.
+
+    timeout_s: for one block. Bitswap has to find a provider in the DHT before the first byte of a root, so this is a
+    multiple of what an HTTP server gets.
+    """
+
+    name = "kubo"
+    kind = "kubo"
+
+    def __init__(self, client: KuboClient, *, timeout_s: float) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
+
+    async def read_block(self, cid: Cid) -> bytes:
+        """See `Source.read_block`. The block comes unpinned into Kubo's own store until `settled`."""
+        try:
+            block = await self._client.block_get(cid, timeout_s=self._timeout_s)
+        except SourceUnavailable:
+            raise
+        except (Unavailable, TimeoutError) as exc:
+            raise self._fault(cid, exc, "source_unavailable") from exc
+        except NodeError as exc:
+            raise self._fault(cid, exc, exc.code) from exc
+        if len(block) > MAX_BLOCK_BYTES:
+            raise self._fault(cid, f"{len(block)} bytes", "block_too_large")
+        return block
+
+    async def settled(self, cids: Sequence[Cid]) -> None:
+        """Drops Kubo's copy of these leaves, so that one copy is on disk at a time. What another pin holds stays."""
+        try:
+            held = await self._client.block_rm(list(cids))
+        except NodeError as exc:
+            log.warning("kubo.settle_failed blocks=%d reason=%s", len(cids), exc)
+            return
+        if held:
+            log.info("kubo.settle_held blocks=%d first=%s", len(held), held[0])
+
+    async def aclose(self) -> None:
+        """Nothing: the client belongs to the Kubo service."""
+
+    def _fault(self, cid: Cid, reason: object, code: str) -> SourceUnavailable:
+        return SourceUnavailable(f"kubo for {cid}: {reason}", source=self.name, cid=cid, code=code)

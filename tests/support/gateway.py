@@ -1,0 +1,227 @@
+"""A trustless gateway that holds blocks and misbehaves on request: a real HTTP server, so our real client meets it."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from ipfs_accelerate_node.content.build import BuiltFile, Profile, file_dag, tree_dag
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.plan import Leaf, ModelPlan
+
+RAW_TYPE = "application/vnd.ipld.raw"
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One byte of the block is wrong."""
+
+    at: int = 0
+
+
+@dataclass(frozen=True)
+class Truncate:
+    """Announces the whole block, sends so many bytes, closes."""
+
+    after: int = 0
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Sends so many bytes, then nothing more; before_headers: not even the headers."""
+
+    after: int = 0
+    before_headers: bool = False
+
+
+@dataclass(frozen=True)
+class Drip:
+    """One byte every so often, for ever."""
+
+    every_s: float = 0.02
+
+
+@dataclass(frozen=True)
+class Answer:
+    """This status, headers and body instead of the block."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Verbatim:
+    """These bytes on the wire instead of an HTTP answer, then the connection ends."""
+
+    wire: bytes
+
+
+@dataclass(frozen=True)
+class Times:
+    """A fault for the first so many requests; good afterwards."""
+
+    fault: Fault
+    count: int
+
+
+Fault = Flip | Truncate | Stall | Drip | Answer | Verbatim | Times
+
+HTML = Answer(200, b"<html><body>Sign in to the hotel network</body></html>", (("Content-Type", "text/html"),))
+
+
+def redirect(location: str, status: int = 302) -> Answer:
+    return Answer(status, b"", (("Location", location),))
+
+
+class FakeGateway:
+    """blocks: by canonical CID, changed at will. fault: for every block; faults: for one block, and wins.
+
+    asked: how often each canonical CID was requested. gate: while it is cleared, answers wait (a test holds requests in
+    flight that way); waiting: how many do.
+    """
+
+    def __init__(self, blocks: Mapping[Cid, bytes], *, tls: ssl.SSLContext | None = None) -> None:
+        self.blocks = {cid.canonical: block for cid, block in blocks.items()}
+        self.fault: Fault | None = None
+        self.faults: dict[Cid, Fault] = {}
+        self.asked: Counter[Cid] = Counter()
+        self.headers_seen: list[Mapping[str, str]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.waiting = 0
+        self.most_waiting = 0
+        self.arrived = asyncio.Event()
+        self._tls = tls
+        self._closing = asyncio.Event()
+        self._runner: web.AppRunner | None = None
+        self.url = ""
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_get("/ipfs/{cid}", self._serve)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self.gate.set()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    @property
+    def requests(self) -> int:
+        return self.asked.total()
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        cid = Cid.parse(request.match_info["cid"]).canonical
+        self.asked[cid] += 1
+        self.headers_seen.append(request.headers)
+        await self._pass_gate()
+        if request.query.get("format") != "raw" or request.headers.get("Accept") != RAW_TYPE:
+            return web.Response(status=406)
+        fault = self.faults.get(cid, self.fault)
+        if isinstance(fault, Times):
+            fault = fault.fault if self.asked[cid] <= fault.count else None
+        if isinstance(fault, Answer):
+            return web.Response(status=fault.status, body=fault.body, headers=dict(fault.headers))
+        block = self.blocks.get(cid)
+        if block is None:
+            return web.Response(status=404)
+        if fault is None:
+            return web.Response(body=block, content_type=RAW_TYPE)
+        return await self._misbehave(request, fault, block)
+
+    async def _pass_gate(self) -> None:
+        self.waiting += 1
+        self.most_waiting = max(self.most_waiting, self.waiting)
+        self.arrived.set()
+        try:
+            await self.gate.wait()
+        finally:
+            self.waiting -= 1
+
+    async def _misbehave(self, request: web.Request, fault: Fault, block: bytes) -> web.StreamResponse:
+        if isinstance(fault, Flip):
+            at = fault.at % max(1, len(block))
+            return web.Response(
+                body=block[:at] + bytes(b ^ 1 for b in block[at : at + 1] or b"\0") + block[at + 1 :],
+                content_type=RAW_TYPE,
+            )
+        if isinstance(fault, Stall) and fault.before_headers:
+            await self._closing.wait()
+        response = web.StreamResponse(headers={"Content-Type": RAW_TYPE, "Content-Length": str(len(block))})
+        transport = request.transport
+        assert transport is not None
+        if isinstance(fault, Verbatim):
+            transport.write(fault.wire)
+            transport.close()
+            return response
+        await response.prepare(request)
+        if isinstance(fault, Truncate | Stall):
+            await response.write(block[: fault.after])
+        if isinstance(fault, Truncate):
+            transport.close()
+        elif isinstance(fault, Stall):
+            await self._closing.wait()
+        elif isinstance(fault, Drip):
+            await self._drip(response, fault)
+        return response
+
+    async def _drip(self, response: web.StreamResponse, fault: Drip) -> None:
+        while not self._closing.is_set():
+            await response.write(b"x")
+            try:
+                async with asyncio.timeout(fault.every_s):
+                    await self._closing.wait()
+            except TimeoutError:
+                continue
+
+
+TINY = Profile(chunk_bytes=64, width=4)
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """nodes, leaves: every block by canonical CID; children before parents. files: the bytes that went in."""
+
+    plan: ModelPlan
+    nodes: dict[Cid, bytes]
+    leaves: dict[Cid, bytes]
+    files: dict[str, bytes]
+
+    @property
+    def root(self) -> Cid:
+        return self.plan.root
+
+    @property
+    def blocks(self) -> dict[Cid, bytes]:
+        return {**self.leaves, **self.nodes}
+
+
+def small_model(files: Mapping[str, bytes], profile: Profile = TINY) -> SmallModel:
+    """A model directory with these files, cut into tiny leaves so that a few hundred bytes make a real tree."""
+    leaves: dict[Cid, bytes] = {}
+    built: dict[str, BuiltFile] = {}
+    for path, data in files.items():
+        chunks = [data[at : at + profile.chunk_bytes] for at in range(0, len(data), profile.chunk_bytes)] or [b""]
+        parts = [Leaf(Cid.of(c), i * profile.chunk_bytes, len(c)) for i, c in enumerate(chunks)]
+        leaves.update({part.cid.canonical: chunk for part, chunk in zip(parts, chunks, strict=True)})
+        built[path] = file_dag(parts, profile)
+    tree = tree_dag(built, (), profile)
+    return SmallModel(tree.plan, {cid.canonical: block for cid, block in tree.nodes}, leaves, dict(files))
