@@ -1,0 +1,172 @@
+"""Blocks for tests: an offline Kubo as the oracle, a walk driven from a dict of blocks, and odd blocks by hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from ipfs_accelerate_node.content.cid import DAG_PB, RAW, Cid
+from ipfs_accelerate_node.content.dagpb import Link, encode, varint
+from ipfs_accelerate_node.content.plan import Leaf, ModelPlan
+from ipfs_accelerate_node.content.walk import DagWalk, LeafPayload
+
+Blocks = dict[Cid, bytes]
+CHECKOUT = Path(__file__).parents[2]
+
+
+def kubo_binary() -> str:
+    """The Kubo to compare with; its absence is a failure of the test run, never a skip."""
+    own = CHECKOUT / ".kubo" / "ipfs"
+    found = os.environ.get("IPFS_ACCELERATE_NODE_KUBO_BINARY") or shutil.which("ipfs") or str(own)
+    assert Path(found).is_file(), "no Kubo: run scripts/install-kubo"
+    return found
+
+
+class OfflineKubo:
+    """A Kubo repository without a daemon, under the profile unixfs-v1-2025 unless told otherwise."""
+
+    def __init__(self, repo: Path, *, profile: str | None = "unixfs-v1-2025") -> None:
+        self._binary = kubo_binary()
+        self._environment = {"IPFS_PATH": str(repo), "IPFS_TELEMETRY": "off", "HOME": str(repo)}
+        self.run("init", "--empty-repo", "--profile=test")
+        if profile is not None:
+            self.run("config", "profile", "apply", profile)
+
+    def run(self, *arguments: str) -> bytes:
+        done = subprocess.run(
+            [self._binary, *arguments], env=self._environment, capture_output=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
+    def add(self, path: Path, *flags: str, only_hash: bool = False) -> Cid:
+        """The root that `ipfs add` gives for a file or a directory tree."""
+        extra = ("--only-hash",) if only_hash else ()
+        return Cid.parse(self.run("add", "-r", "-Q", "--offline", *extra, *flags, str(path)).decode().strip())
+
+    def blocks(self, root: Cid) -> Blocks:
+        """Every block below root, by canonical CID."""
+        archive = self.run("dag", "export", "--offline", "--progress=false", str(root))
+        return dict(read_archive(archive))
+
+
+def read_archive(archive: bytes) -> Iterable[tuple[Cid, bytes]]:
+    """The blocks of a CARv1, read with the simplest possible code and checked against their CIDs."""
+    at = 0
+    while at < len(archive):
+        length, start = _varint(archive, at)
+        end = start + length
+        if at:  # the first section is the header
+            cid, block_at = Cid.decode_prefix(archive, start)
+            block = archive[block_at:end]
+            cid.check(block, "the archive")
+            yield cid.canonical, block
+        at = end
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        value |= (data[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 0x80:
+            return value, at
+
+
+class Walked:
+    """A finished walk. files: bytes by path, put together from payloads and from the raw leaves' blocks."""
+
+    def __init__(self, walk: DagWalk, payloads: Iterable[LeafPayload], blocks: Mapping[Cid, bytes]) -> None:
+        self.walk = walk
+        self.plan: ModelPlan = walk.plan()
+        self.payloads = list(payloads)
+        came = {(item.file.cid, item.leaf.offset): item.payload for item in self.payloads if item.payload}
+        self.files: dict[str, bytes] = {}
+        for file in self.plan.files:
+            parts = []
+            for leaf in file.leaves:
+                payload = came.get((file.cid, leaf.offset)) if leaf.length else b""
+                if payload is None:
+                    payload = leaf.unwrap(block_of(blocks, leaf.cid))
+                assert len(payload) == leaf.length
+                assert leaf.cid.matches(leaf.wrap(payload)), "a leaf re-makes its block"
+                parts.append(payload)
+            self.files[file.path] = b"".join(parts)
+
+
+def block_of(blocks: Mapping[Cid, bytes], cid: Cid) -> bytes:
+    inline = cid.inline
+    return blocks[cid.canonical] if inline is None else inline
+
+
+def walk(
+    root: Cid,
+    blocks: Mapping[Cid, bytes],
+    *,
+    pick: Callable[[list[Cid]], Cid] = lambda wanted: wanted[0],
+    limit: int = 64,
+    **bounds: int,
+) -> Walked:
+    """Give a walk from blocks what it wants, one at a time; pick: which of the wanted ones comes next."""
+    walking = DagWalk(root, **bounds)
+    payloads = list(walking.opened.payloads)
+    asked: set[Cid] = set()
+    while not walking.done:
+        wanted = walking.wanted(limit)
+        assert 0 < len(wanted) <= limit
+        assert len(set(wanted)) == len(wanted)
+        assert not asked.intersection(wanted), "a block is wanted again after it was given"
+        cid = pick(wanted)
+        given = walking.give(cid, blocks[cid])
+        asked.add(cid)
+        payloads += given.payloads
+    return Walked(walking, payloads, blocks)
+
+
+def raw(data: bytes) -> Cid:
+    return Cid.of(data, RAW)
+
+
+def put(blocks: Blocks, block: bytes) -> Cid:
+    """Store a dag-pb block, return its CID."""
+    cid = Cid.of(block, DAG_PB)
+    blocks[cid] = block
+    return cid
+
+
+def unixfs_data(
+    kind: int,
+    data: bytes | None = None,
+    filesize: int | None = None,
+    blocksizes: Iterable[int] = (),
+    fanout: int | None = None,
+    hash_type: int | None = None,
+) -> bytes:
+    """A UnixFS message with exactly these fields."""
+    out = b"\x08" + varint(kind)
+    if data is not None:
+        out += b"\x12" + varint(len(data)) + data
+    if filesize is not None:
+        out += b"\x18" + varint(filesize)
+    for size in blocksizes:
+        out += b"\x20" + varint(size)
+    if hash_type is not None:
+        out += b"\x28" + varint(hash_type)
+    if fanout is not None:
+        out += b"\x30" + varint(fanout)
+    return out
+
+
+def node(links: Iterable[tuple[Cid, bytes]], data: bytes) -> bytes:
+    """A dag-pb block of these links (CID, name) and this data."""
+    return encode([Link(cid, name, 0) for cid, name in links], data)
+
+
+def cut(data: bytes, chunk_bytes: int) -> list[Leaf]:
+    """Raw leaves of a file; for the empty file, its one empty leaf."""
+    starts = range(0, max(len(data), 1), chunk_bytes)
+    chunks = [(start, data[start : start + chunk_bytes]) for start in starts]
+    return [Leaf(raw(chunk), start, len(chunk)) for start, chunk in chunks]
