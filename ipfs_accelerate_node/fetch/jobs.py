@@ -1,0 +1,104 @@
+"""Pins under way, as a caller sees them: what each has got so far, and how it ended.
+
+A job outlives the request that started it and every watcher. Its state changes in one place (`JobBoard.change`), without
+an `await` inside; watchers wait for the next change and never miss the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ipfs_accelerate_node.errors import Problem
+from ipfs_accelerate_node.store.types import SourceShare
+
+JobState = Literal["fetching", "seeding", "pinned", "failed"]
+KEPT_ENDED_JOBS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an `add` or a `pin` did. path: the loadable directory. bytes_copied: leaves that were here already or came
+    from the local disk. seed_note: why the model is not seeded, or anything the user should know about how."""
+
+    root: str
+    name: str | None
+    path: str
+    bytes_total: int
+    bytes_fetched: int
+    bytes_copied: int
+    seconds: float
+    sources: tuple[SourceShare, ...]
+    seeded: bool
+    seed_note: str | None
+    announced: bool
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class PinJob:
+    """One state of one pin. bytes_total is None until the DAG has been walked; error is the problem body of a failure."""
+
+    id: str
+    ref: str
+    name: str | None
+    state: JobState
+    root: str | None = None
+    bytes_total: int | None = None
+    bytes_done: int = 0
+    source: str | None = None
+    receipt: Receipt | None = None
+    error: Problem | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("pinned", "failed")
+
+
+class JobBoard:
+    """Owns the current state of every job of this run of the daemon; the last ended ones are kept for who asks late."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, PinJob] = {}
+        self._changed: dict[str, asyncio.Event] = {}
+
+    def open(self, ref: str, name: str | None, root: str | None = None) -> PinJob:
+        job = PinJob(id=secrets.token_hex(8), ref=ref, name=name, state="fetching", root=root)
+        self._jobs[job.id] = job
+        self._changed[job.id] = asyncio.Event()
+        return job
+
+    def change(self, job_id: str, **fields: object) -> PinJob:
+        job = replace(self._jobs[job_id], **fields)  # type: ignore[arg-type]  # field names are PinJob's
+        self._jobs[job_id] = job
+        changed, self._changed[job_id] = self._changed[job_id], asyncio.Event()
+        changed.set()
+        if job.ended:
+            self._forget_oldest()
+        return job
+
+    def find(self, id_or_root: str) -> PinJob | None:
+        """By id, else the newest job of that root."""
+        if id_or_root in self._jobs:
+            return self._jobs[id_or_root]
+        return next((j for j in reversed(self._jobs.values()) if j.root == id_or_root), None)
+
+    def all(self) -> list[PinJob]:
+        return list(self._jobs.values())
+
+    async def updates(self, job_id: str) -> AsyncIterator[PinJob]:
+        """The state now, then each later one (several changes may come as one), ending with the ended one."""
+        while (job := self._jobs.get(job_id)) is not None:
+            changed = self._changed[job_id]
+            yield job
+            if job.ended:
+                return
+            await changed.wait()
+
+    def _forget_oldest(self) -> None:
+        ended = [job.id for job in self._jobs.values() if job.ended]
+        for job_id in ended[:-KEPT_ENDED_JOBS]:
+            del self._jobs[job_id], self._changed[job_id]

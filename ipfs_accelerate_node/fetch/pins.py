@@ -1,0 +1,206 @@
+"""Pins: a reference in, a stored, seeded model and its receipt out. Runs each as a job that outlives its request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+
+from ipfs_accelerate_node.config import Config
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.reference import HubRef, MockRef, Reference, RootRef, parse_reference
+from ipfs_accelerate_node.errors import BadRequest, NodeError, NotFound, Unavailable, problem
+from ipfs_accelerate_node.fetch.engine import Fetcher
+from ipfs_accelerate_node.fetch.hub import fetch_hub
+from ipfs_accelerate_node.fetch.jobs import JobBoard, PinJob, Receipt
+from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
+from ipfs_accelerate_node.fetch.seeder import Seeder
+from ipfs_accelerate_node.kubo import KuboService
+from ipfs_accelerate_node.kubo.seeding import Seeded
+from ipfs_accelerate_node.sources import GatewaySource, KuboSource, Source
+from ipfs_accelerate_node.sources.hub import HubSource
+from ipfs_accelerate_node.store import Store, StoredModel
+
+log = logging.getLogger(__name__)
+
+KUBO_PATIENCE_S = 20.0  # a pin waits so long for a Kubo that is still starting
+
+
+class Pins:
+    """Owns the pins under way. Entered by the node: its tasks live in the group that is passed in."""
+
+    def __init__(
+        self, config: Config, store: Store, kubo: KuboService, seeder: Seeder, group: asyncio.TaskGroup
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._kubo = kubo
+        self._seeder = seeder
+        self._group = group
+        self._fetcher = Fetcher(store)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.jobs = JobBoard()
+
+    def start(
+        self,
+        ref: str,
+        stored: Callable[[Reference, str], StoredModel | None],
+        *,
+        name: str | None = None,
+        announce: bool | None = None,
+        source: str | None = None,
+    ) -> PinJob:
+        """Starts fetching. stored: finds what is here already. source: use only this one (a URL, or "kubo")."""
+        reference = parse_reference(ref)
+        if isinstance(reference, MockRef):
+            raise BadRequest("a mock has no bytes to pin", code="mock_not_pinnable")
+        root = str(reference.cid.canonical) if isinstance(reference, RootRef) and not reference.path else None
+        job = self.jobs.open(ref, name, root)
+        task = self._group.create_task(self._run(job, reference, stored, announce, source), name=f"pin {ref}")
+        self._tasks[job.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
+        return job
+
+    def updates(self, job: PinJob) -> AsyncIterator[PinJob]:
+        return self.jobs.updates(job.id)
+
+    def cancel(self, id_or_root: str) -> bool:
+        """Stops a pin under way (what it verified stays for the next). False when there is none."""
+        job = self.jobs.find(id_or_root)
+        if job is None or job.ended or (task := self._tasks.get(job.id)) is None:
+            return False
+        task.cancel()
+        self.jobs.change(job.id, state="failed", error=problem(Unavailable("unpinned meanwhile", code="cancelled")))
+        return True
+
+    def close(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+
+    async def _run(
+        self,
+        job: PinJob,
+        reference: Reference,
+        stored: Callable[[Reference, str], StoredModel | None],
+        announce: bool | None,
+        source: str | None,
+    ) -> None:
+        try:
+            receipt = await self._pin(job, reference, stored, announce, source)
+        except NodeError as exc:
+            log.warning("pin.failed ref=%s code=%s reason=%s", job.ref, exc.code, exc)
+            self.jobs.change(job.id, state="failed", error=problem(exc))
+            return
+        total = receipt.bytes_total
+        log.info(
+            "pin.done root=%s bytes=%d fetched=%d s=%.2f", receipt.root, total, receipt.bytes_fetched, receipt.seconds
+        )
+        self.jobs.change(
+            job.id, state="pinned", root=receipt.root, receipt=receipt, bytes_total=total, bytes_done=total
+        )
+
+    async def _pin(
+        self,
+        job: PinJob,
+        reference: Reference,
+        stored: Callable[[Reference, str], StoredModel | None],
+        announce: bool | None,
+        only: str | None,
+    ) -> Receipt:
+        began = time.perf_counter()
+        fetched: Fetched | None = None
+        model = await asyncio.to_thread(stored, reference, job.ref)
+        if model is None:
+            fetched = await self._fetch(job, reference, only)
+            model = fetched.model
+        else:
+            await asyncio.to_thread(self._keep, model.root, job.name)
+        announce = model.public and (self._config.announce_pins if announce is None else announce)
+        await asyncio.to_thread(self._store.set_announce, model.root, announce)
+        self.jobs.change(job.id, state="seeding", root=str(model.root))
+        brought = fetched is not None and any(s.kind == "kubo" for s in fetched.sources)
+        seeded = await self._seeder.seed(model.root, announce=announce, brought=brought)
+        return receipt(model, seeded, began, name=job.name, reference=job.ref, fetched=fetched)
+
+    def _keep(self, root: Cid, name: str | None) -> None:
+        self._store.pin(root)
+        if name is not None:
+            self._store.set_name(root, name)
+
+    async def _fetch(self, job: PinJob, reference: Reference, only: str | None) -> Fetched:
+        def progress(now: Progress) -> None:
+            self.jobs.change(job.id, bytes_total=now.bytes_total, bytes_done=now.bytes_done, source=now.source)
+
+        config = self._config
+        match reference:
+            case RootRef(cid=cid, path=path):
+                async with AsyncExitStack() as stack:
+                    sources = await self._sources(stack, only)
+                    root = await self._fetcher.resolve(cid, path, sources) if path else cid.canonical
+                    self.jobs.change(job.id, root=str(root))
+                    return await self._fetcher.fetch(root, sources, name=job.name, reference=job.ref, progress=progress)
+            case HubRef(repo=repo, revision=revision):
+                async with HubSource(
+                    endpoint=config.hf_upstream, token=config.hf_token, offline=config.hf_offline
+                ) as hub:
+                    return await fetch_hub(self._store, hub, repo, revision, name=job.name, progress=progress)
+            case _:
+                raise NotFound(
+                    f"{job.ref} is neither a CID, a Hub repository nor a name known here", code="model_not_found"
+                )
+
+    async def _sources(self, stack: AsyncExitStack, only: str | None) -> Sequence[Source]:
+        """Peers first (plain HTTP, configured by the user), then Kubo, then gateways."""
+        config = self._config
+        wanted: list[tuple[str, str]] = [(url, "peer") for url in config.peers]
+        wanted += [("kubo", "kubo")] if self._kubo.state != "off" else []
+        wanted += [(url, "gateway") for url in config.gateways]
+        if only is not None:
+            wanted = [w for w in wanted if w[0] == only] or [(only, "kubo" if only == "kubo" else "gateway")]
+        sources: list[Source] = []
+        for url, kind in wanted:
+            try:
+                source = await self._source(url, kind)
+            except Unavailable as exc:
+                log.warning("pin.without_kubo reason=%s", exc)
+                continue
+            stack.push_async_callback(source.aclose)
+            sources.append(source)
+        return sources
+
+    async def _source(self, url: str, kind: str) -> Source:
+        config = self._config
+        if kind == "kubo":
+            return KuboSource(await self._kubo.wait_ready(KUBO_PATIENCE_S))
+        return GatewaySource(
+            url, kind=kind, first_byte_timeout_s=config.first_byte_timeout_s, stall_timeout_s=config.stall_timeout_s
+        )
+
+
+def receipt(
+    model: StoredModel,
+    seeded: Seeded,
+    began: float,
+    *,
+    name: str | None,
+    reference: str | None = None,
+    fetched: Fetched | None = None,
+    copied: int = 0,
+) -> Receipt:
+    """began: `time.perf_counter()` when the caller asked. copied: bytes that an `add` took from this machine's disk."""
+    return Receipt(
+        root=str(model.root),
+        name=name or (model.names[0] if model.names else None),
+        path=str(model.path),
+        bytes_total=model.size_bytes,
+        bytes_fetched=fetched.bytes_fetched if fetched else 0,
+        bytes_copied=fetched.bytes_copied if fetched else copied,
+        seconds=round(time.perf_counter() - began, 3),
+        sources=fetched.sources if fetched else (),
+        seeded=seeded.seeded,
+        seed_note=seeded.note,
+        announced=seeded.announced,
+        reference=reference or str(model.root),
+    )

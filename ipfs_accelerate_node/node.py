@@ -1,0 +1,376 @@
+"""Layer 5, the composition root: builds every part, owns start and stop order, and is what the API calls.
+
+Start: store (takes the cache's lock) → key → Kubo (comes up in the background) → worker processes → jobs. Stop: the same
+backwards; a pin under way is cancelled and resumes from its verified part at the next `pin`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from ipfs_accelerate_node import __version__
+from ipfs_accelerate_node.benchmarks import BenchResult, bench
+from ipfs_accelerate_node.config import Config
+from ipfs_accelerate_node.content.build import PROFILE_NAME
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.reference import HubRef, MockRef, Reference, RootRef, parse_reference
+from ipfs_accelerate_node.errors import InvalidConfig, Loading, NodeError, NotFound
+from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt
+from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, receipt
+from ipfs_accelerate_node.fetch.seeder import Seeder
+from ipfs_accelerate_node.inference import Embeddings, LoadedModel, ModelSpec, Registry
+from ipfs_accelerate_node.kubo import KuboService, find_binary
+from ipfs_accelerate_node.records.key import NodeKey
+from ipfs_accelerate_node.store import GcReport, Provenance, Store, StoredModel, VerifyReport
+from ipfs_accelerate_node.store.ingest import ingest
+
+log = logging.getLogger(__name__)
+
+LOAD_WAIT_S = 20.0  # a request waits so long for a model that is being loaded, then is told to come back
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that a request may name. id: its first name, else its root. created: seconds since the epoch."""
+
+    id: str
+    root: str
+    names: tuple[str, ...]
+    created: int
+    implementation: Literal["REAL", "MOCK"]
+    loaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    path: str
+    cid: str
+    size: int
+    sha256: str | None
+    git_sha1: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Everything the node knows of a stored model. loaded: the state of its worker, None when it has none."""
+
+    model: StoredModel
+    files: tuple[FileInfo, ...]
+    loaded: LoadedModel | None
+
+
+class Node:
+    """One node over one cache folder. Enter it once; every method is safe to call from several tasks."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.started_at = time.time()
+        self._held: dict[str, AbstractContextManager[StoredModel]] = {}
+        self._loads: dict[str, asyncio.Task[LoadedModel | NodeError]] = {}
+        self._exit = AsyncExitStack()
+        self.ready = False
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self.store = await asyncio.to_thread(
+                Store.open, self.config.cache, quota_bytes=self.config.quota_bytes, paranoid=self.config.paranoid
+            )
+            stack.callback(self.store.close)
+            self.key = await asyncio.to_thread(NodeKey.load_or_create, self.config.cache / "node.key")
+            self.kubo = await stack.enter_async_context(self._kubo_service())
+            self.registry = await stack.enter_async_context(
+                Registry(load_timeout_s=self.config.load_timeout_s, threads=self.config.threads)
+            )
+            self._group = await stack.enter_async_context(asyncio.TaskGroup())
+            self.seeder = Seeder(self.store, self.kubo)
+            self._seeding = self._group.create_task(self.seeder.run(), name="seed")
+            self._pins = Pins(self.config, self.store, self.kubo, self.seeder, self._group)
+            self._exit = stack.pop_all()
+        self.ready = True
+        log.info("node.start cache=%s peer=%s version=%s", self.config.cache, self.key.peer_id, __version__)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ready = False
+        self._pins.close()
+        for task in [*self._loads.values(), self._seeding]:
+            task.cancel()
+        await self._exit.__aexit__(kind, error, trace)
+        log.info("node.stop cache=%s", self.config.cache)
+
+    def _kubo_service(self) -> KuboService:
+        config = self.config
+        mode, url, binary = config.kubo, None, None
+        if mode.startswith(("http://", "https://", "/")):
+            mode, url = "external", config.kubo
+        elif mode == "auto" and config.ipfs_path is not None and (config.ipfs_path / "api").exists():
+            mode, url = "external", (config.ipfs_path / "api").read_text().strip()
+        if mode in ("auto", "managed"):
+            binary = find_binary(config.kubo_binary)
+            if binary is None and mode == "managed":
+                raise InvalidConfig("--kubo managed needs an `ipfs` binary: install Kubo, or run scripts/install-kubo")
+            mode = "managed" if binary else "off"
+        return KuboService(
+            mode=mode,
+            cache=config.cache,
+            binary=binary,
+            url=url,
+            auth=config.kubo_auth,
+            key_seed=self.key.seed,
+            swarm_key=config.swarm_key,
+            bootstrap=config.bootstrap,
+            loopback=config.kubo_loopback,
+        )
+
+    # -- what is here
+
+    def models(self) -> list[StoredModel]:
+        return self.store.models()
+
+    def find(self, ref: str) -> StoredModel:
+        """The stored model that ``ref`` means. Raises NotFound, or BadRequest for what is no reference."""
+        if (model := self._stored(parse_reference(ref), ref)) is None:
+            raise NotFound(f"{ref} is not in the store", code="model_not_found")
+        return model
+
+    def _stored(self, reference: Reference, text: str) -> StoredModel | None:
+        if (named := self.store.named(text)) is not None:
+            return self.store.model(named)
+        match reference:
+            case RootRef(cid=cid, path=path):
+                try:
+                    return self.store.model(self.store.resolve(cid, path) if path else cid.canonical)
+                except NotFound:
+                    return None
+            case HubRef(repo=repo, revision=revision):
+                return next((m for m in self.store.models() if _is_of_hub(m.provenance, repo, revision)), None)
+            case _:
+                return None
+
+    def model_info(self, ref: str) -> ModelInfo:
+        model = self.find(ref)
+        plan = self.store.plan(model.root)
+        files = [] if plan is None else [(f, self.store.file(f.cid)) for f in plan.files]
+        return ModelInfo(
+            model=model,
+            files=tuple(
+                FileInfo(f.path, str(f.cid), f.size, s.sha256 if s else None, s.git_sha1 if s else None)
+                for f, s in files
+            ),
+            loaded=self.registry.find(str(model.root)),
+        )
+
+    def served(self) -> list[ServedModel]:
+        """Every model that a request may name: the stored ones, and the mocks that are loaded."""
+        loaded = {m.root: m for m in self.registry.loaded()}
+        stored = [
+            ServedModel(
+                id=m.names[0] if m.names else str(m.root),
+                root=str(m.root),
+                names=m.names,
+                created=int(datetime.fromisoformat(m.provenance.at).timestamp()),
+                implementation="REAL",
+                loaded=str(m.root) in loaded,
+            )
+            for m in self.store.models()
+        ]
+        mocks = [
+            ServedModel(m.root, m.root, m.names, int(self.started_at), "MOCK", True)
+            for m in loaded.values()
+            if m.implementation == "MOCK"
+        ]
+        return stored + mocks
+
+    # -- adding and pinning
+
+    async def add(self, path: Path, *, name: str | None = None, announce: bool = False, move: bool = False) -> Receipt:
+        """Takes a directory of this host into the store, pins and seeds it; announced only on request."""
+        began = time.perf_counter()
+        provenance = Provenance(kind="local", reference=path.name, at=_now(), profile=PROFILE_NAME)
+        ingested = await asyncio.to_thread(
+            ingest, self.store, path, move=move, name=name, announce=announce, provenance=provenance
+        )
+        seeded = await self.seeder.seed(ingested.model.root, announce=announce, brought=False)
+        log.info(
+            "add.done root=%s bytes=%d s=%.2f",
+            ingested.model.root,
+            ingested.model.size_bytes,
+            time.perf_counter() - began,
+        )
+        return receipt(ingested.model, seeded, began, name=name, copied=ingested.bytes_copied)
+
+    async def add_staged(self, directory: Path, *, name: str | None = None, announce: bool = False) -> Receipt:
+        """The same for an uploaded directory on the store's device, which is taken over and removed."""
+        try:
+            return await self.add(directory, name=name, announce=announce, move=True)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    def start_pin(
+        self, ref: str, *, name: str | None = None, announce: bool | None = None, source: str | None = None
+    ) -> PinJob:
+        """Starts fetching; the returned job is watched with `updates`. source: use only this one (a URL, or "kubo")."""
+        return self._pins.start(ref, self._stored, name=name, announce=announce, source=source)
+
+    def pin_job(self, id_or_root: str) -> PinJob | None:
+        return self._pins.jobs.find(id_or_root)
+
+    def pin_jobs(self) -> list[PinJob]:
+        return self._pins.jobs.all()
+
+    def updates(self, job: PinJob) -> AsyncIterator[PinJob]:
+        return self._pins.updates(job)
+
+    async def unpin(self, ref: str) -> StoredModel:
+        """The model stays until space is needed, or `gc`. A pin still under way is cancelled; what it got stays."""
+        self._pins.cancel(ref)
+        model = await asyncio.to_thread(self.find, ref)
+        await asyncio.to_thread(self.store.unpin, model.root)
+        return await asyncio.to_thread(self.find, str(model.root))
+
+    async def remove(self, ref: str, *, force: bool = False) -> int:
+        """Bytes freed. Raises Conflict for what is pinned (unless forced) or loaded."""
+        model = await asyncio.to_thread(self.find, ref)
+        await asyncio.to_thread(self.store.check_removable, model.root, force=force)
+        await self.seeder.unseed(model.root)
+        return await asyncio.to_thread(self.store.remove, model.root, force=force)
+
+    async def gc(self) -> GcReport:
+        for model in await asyncio.to_thread(self.store.collectable):
+            await self.seeder.unseed(model.root)
+        return await asyncio.to_thread(self.store.gc)
+
+    async def verify(self, ref: str | None = None) -> VerifyReport:
+        """Reads every stored byte again; what does not match is quarantined and named."""
+        root = None if ref is None else (await asyncio.to_thread(self.find, ref)).root
+        return await asyncio.to_thread(self.store.verify, root)
+
+    # -- running
+
+    async def load(
+        self, ref: str, *, device: str = "auto", precision: str = "f32", alias: str | None = None
+    ) -> LoadedModel:
+        """Loads a stored model, or a mock that is named as one; joins a load of the same model that is under way."""
+        reference = parse_reference(ref)
+        if isinstance(reference, MockRef):
+            spec = ModelSpec(root=ref, path=None, names=(), source="mock", task=reference.task, mock=True)
+            return await self.registry.load(spec, device=device, precision=precision, alias=alias)
+        model = await asyncio.to_thread(self.find, ref)
+        spec = ModelSpec(
+            root=str(model.root),
+            path=model.path,
+            names=model.names,
+            source=model.provenance.kind,
+            task="embedding",
+            mock=False,
+        )
+        loaded = await self.registry.load(spec, device=device, precision=precision, alias=alias)
+        self._hold(model.root)
+        return loaded
+
+    def _hold(self, root: Cid) -> None:
+        """A loaded model's files are in use: never evicted, never removed."""
+        key = str(root)
+        if key not in self._held:
+            self._held[key] = self.store.use(root)
+            self._held[key].__enter__()
+
+    async def unload(self, name: str) -> None:
+        """Ends the model's worker. Raises NotFound when it is not loaded."""
+        loaded = self.registry.find(name) or self.registry.find(self._root_of(name))
+        if loaded is None:
+            raise NotFound(f"{name} is not loaded", code="model_not_loaded")
+        await self.registry.unload(loaded.id)
+        if (held := self._held.pop(loaded.root, None)) is not None:
+            held.__exit__(None, None, None)
+
+    def _root_of(self, name: str) -> str:
+        try:
+            return str(self.find(name).root)
+        except NodeError:
+            return name
+
+    async def embed(
+        self,
+        model: str,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate: bool = True,
+    ) -> Embeddings:
+        """One vector per input, same order. Loads a stored model on first use; Loading when that takes longer than
+        LOAD_WAIT_S (it goes on loading)."""
+        loaded = self.registry.find(model) or self.registry.find(self._root_of(model)) or await self._load_for(model)
+        return await self.registry.embed(loaded, inputs, dimensions=dimensions, normalize=normalize, truncate=truncate)
+
+    async def _load_for(self, model: str) -> LoadedModel:
+        task = self._loads.get(model)
+        if task is None:
+            task = self._loads[model] = self._group.create_task(self._load_quietly(model), name=f"load {model}")
+            task.add_done_callback(lambda _: self._loads.pop(model, None))
+        await asyncio.wait({task}, timeout=LOAD_WAIT_S)
+        if not task.done():
+            raise Loading(f"{model} is being loaded", retry_after_s=LOAD_WAIT_S / 4)
+        if isinstance(outcome := task.result(), NodeError):
+            raise outcome
+        return outcome
+
+    async def _load_quietly(self, model: str) -> LoadedModel | NodeError:
+        """A failed load is an answer to those who wait for it, not a fault of the node."""
+        try:
+            return await self.load(model)
+        except NodeError as exc:
+            return exc
+
+    async def bench(self, ref: str, *, publish: bool) -> BenchResult:
+        """One workload through the same path as a request; the record is signed, kept, and published on request."""
+        loaded = await self.load(ref)
+        model = None if loaded.implementation == "MOCK" else await asyncio.to_thread(self.find, ref)
+        client = await self.kubo.wait_ready(KUBO_PATIENCE_S) if publish else None
+        return await bench(
+            loaded,
+            embed=lambda texts: self.registry.embed(loaded, texts),
+            model=model,
+            key=self.key,
+            cache=self.config.cache,
+            client=client,
+        )
+
+    async def accelerators(self) -> list[dict[str, object]]:
+        return await self.registry.accelerators()
+
+    def health(self) -> dict[str, object]:
+        """state, what is degraded and why, and who this is; for people and probes, so without any path."""
+        degraded = (
+            [] if self.kubo.state == "ready" else [f"Kubo is {self.kubo.state}: {self.kubo.reason or 'no reason'}"]
+        )
+        return {
+            "state": "ready" if self.ready else "stopping",
+            "version": __version__,
+            "peer_id": self.key.peer_id,
+            "kubo": self.kubo.state,
+            "degraded": degraded,
+            "models": len(self.store.models()),
+            "loaded": len(self.registry.loaded()),
+        }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_of_hub(provenance: Provenance, repo: str, revision: str | None) -> bool:
+    return provenance.hub_repo == repo and revision in (None, provenance.hub_commit)
