@@ -1,0 +1,76 @@
+"""Who may use which surface, from which bind: the table below is the whole policy.
+
+A loopback bind opens what reads and what infers to every local program; what changes state or names a local path needs
+the admin key everywhere. Any other bind needs a key for all but the health probes.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from ipfs_accelerate_node.api.keys import Caller, KeyRing
+from ipfs_accelerate_node.errors import Forbidden, Unauthorized
+
+_QUERY_KEYS = frozenset({"key", "api_key", "apikey", "access_token", "token", "authorization"})
+_MAX_SECRET = 512  # letters; ours have 47, other programs' bearers are accepted and ignored on a loopback bind
+
+
+class Surface(enum.Enum):
+    """What a route belongs to. The value: (scope it needs, is it open on a loopback bind)."""
+
+    OPEN = (None, True)  # probes
+    INFER = ("infer", True)
+    SHARE = ("peer", True)  # what other nodes read; also open elsewhere with --share
+    METRICS = ("metrics", True)
+    STATE = ("admin", False)  # changes state, or names a local path
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """loopback: the listener's address is one that only this host reaches. share: the user opened SHARE to all."""
+
+    keys: KeyRing
+    loopback: bool
+    share: bool
+
+    def admit(self, request: web.BaseRequest, surface: Surface) -> Caller | None:
+        """The caller, None for one without a known key. Raises Unauthorized (no or unknown key) and Forbidden (a known
+        key without the scope)."""
+        caller = self._caller(request)
+        scope, open_on_loopback = surface.value
+        if scope is None or (self.loopback and open_on_loopback) or (self.share and surface is Surface.SHARE):
+            return caller
+        if caller is None:
+            raise Unauthorized(f"this needs a key with the scope {scope}: Authorization: Bearer KEY", scope=scope)
+        if not caller.may(scope):
+            raise Forbidden(f"this key lacks the scope {scope}", code="scope_missing", scope=scope)
+        return caller
+
+    def sees_private(self, caller: Caller | None) -> bool:
+        """May this caller read stored content that is not public?"""
+        return self.loopback or (caller is not None and caller.may("admin"))
+
+    def _caller(self, request: web.BaseRequest) -> Caller | None:
+        named = request.headers.getall("Authorization", [])
+        if len(named) > 1:
+            raise Unauthorized("one Authorization header is needed, several came")
+        if any(name.lower() in _QUERY_KEYS for name in request.query):
+            raise Unauthorized("a key in a URL ends up in logs: send it as Authorization: Bearer KEY")
+        if not named:
+            return None
+        scheme, _, secret = named[0].partition(" ")
+        if scheme.lower() != "bearer" or not 0 < len(secret) <= _MAX_SECRET:
+            return None
+        return self.keys.identify(secret)
+
+
+def is_loopback(host: str) -> bool:
+    """Is this bind address one that only this host reaches? A name counts as itself: only ``localhost`` is one."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

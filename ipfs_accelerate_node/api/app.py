@@ -1,0 +1,48 @@
+"""The user's listener as one application: every route of every module, behind the pipeline."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from ipfs_accelerate_node.api import gateway, health, native, openai_routes, pins, storage, uploads
+from ipfs_accelerate_node.api.access import Gate, is_loopback
+from ipfs_accelerate_node.api.browser import Origins
+from ipfs_accelerate_node.api.context import CONFIG, GATE, KEYS, METRICS, NODE, ORIGINS, TRAFFIC, Traffic
+from ipfs_accelerate_node.api.keys import KeyRing
+from ipfs_accelerate_node.api.metrics import Metrics
+from ipfs_accelerate_node.api.pipeline import mount
+from ipfs_accelerate_node.config import Config
+from ipfs_accelerate_node.node import Node
+
+ROUTES = (
+    *health.ROUTES,
+    *openai_routes.ROUTES,
+    *native.ROUTES,
+    *storage.ROUTES,
+    *pins.ROUTES,
+    *uploads.ROUTES,
+    *gateway.ROUTES,
+)
+
+
+def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = None) -> web.Application:
+    """node: entered already. port: the bound one, where the configuration says 0."""
+    app = web.Application()
+    traffic = Traffic()
+    app[NODE] = node
+    app[CONFIG] = config
+    app[KEYS] = keys
+    app[GATE] = Gate(keys, loopback=is_loopback(config.host), share=config.share)
+    app[ORIGINS] = Origins.of(config.host, config.port if port is None else port, config.allow_hosts)
+    app[TRAFFIC] = traffic
+    app[METRICS] = Metrics(
+        {
+            "in_flight": lambda: traffic.in_flight,
+            "ready": lambda: float(node.ready and not traffic.draining),
+            "store_bytes": lambda: node.store.used_bytes(),
+            "models_stored": lambda: len(node.store.models()),
+            "models_loaded": lambda: len(node.registry.loaded()),
+        }
+    )
+    mount(app, ROUTES)
+    return app

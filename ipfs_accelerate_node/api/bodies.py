@@ -1,0 +1,183 @@
+"""Request bodies, read under limits: size, progress, encoding, and what JSON leaves open.
+
+JSON here is stricter than most parsers: UTF-8 without a BOM, no NaN or infinity, no number beyond a double, no
+duplicate key (two readers would see two requests), no half of a surrogate pair, nesting as deep as the parser's stack.
+One parse: the standard library's, whose hooks see every object, then `msgspec.convert` to the route's type.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import NoReturn, TypeVar
+
+import msgspec
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from ipfs_accelerate_node.api.browser import from_browser
+from ipfs_accelerate_node.content.cid import shown
+from ipfs_accelerate_node.errors import BadRequest, InvalidInput, PayloadTooLarge, UnsupportedMediaType
+
+JSON_LIMIT_BYTES = 4 << 20
+BODY_STALL_S = 15.0  # a body that sends no byte for so long is given up
+_INLINE_BYTES = 128 << 10  # a larger body is parsed in a thread: at about 100 MB/s it would hold up the loop
+_ENCODINGS = frozenset({"identity", "deflate", "gzip"})
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_AT = re.compile(r"^(?P<what>.*) - at `\$(?P<path>[^`]*)`$", re.DOTALL)
+
+T = TypeVar("T")
+
+
+async def read_json(
+    request: web.Request, kind: type[T], *, limit_bytes: int = JSON_LIMIT_BYTES, empty: T | None = None
+) -> T:
+    """The body as that type. empty: what an empty body means; None makes it an error.
+
+    Raises UnsupportedMediaType, PayloadTooLarge, BadRequest (code invalid_json; timeout for a stalled body) and
+    InvalidInput with ``param`` (a field's path) for a value of the wrong type or out of its range.
+    """
+    check_content_type(request, "application/json")
+    body = b"".join([chunk async for chunk in chunks(request, limit_bytes=limit_bytes)])
+    if not body and empty is not None:
+        return empty
+    if len(body) <= _INLINE_BYTES:
+        return parse_json(body, kind)
+    return await asyncio.to_thread(parse_json, body, kind)
+
+
+def check_content_type(request: web.BaseRequest, wanted: str) -> None:
+    """A missing type passes only where no browser speaks: a form post of a web page always has one.
+
+    Raises UnsupportedMediaType.
+    """
+    stated = request.headers.getall("Content-Type", [])
+    if not stated and not from_browser(request):
+        return
+    if len(stated) != 1 or request.content_type != wanted:
+        raise UnsupportedMediaType(f"the body must be {wanted}, not {shown(', '.join(stated) or 'untyped')}")
+
+
+async def chunks(request: web.BaseRequest, *, limit_bytes: int) -> AsyncIterator[bytes]:
+    """The body as it comes, decompressed, at most limit_bytes in all.
+
+    Raises PayloadTooLarge, UnsupportedMediaType for an unknown Content-Encoding, BadRequest (code timeout or bad_body).
+    """
+    if (request.content_length or 0) > limit_bytes:
+        raise _too_large(limit_bytes)
+    coding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if coding not in _ENCODINGS:
+        raise UnsupportedMediaType(f"Content-Encoding {shown(coding)} is not spoken here")
+    taken = 0
+    while True:
+        try:
+            async with asyncio.timeout(BODY_STALL_S):
+                chunk = await request.content.readany()
+        except TimeoutError as exc:
+            raise BadRequest(f"the body stalled for {BODY_STALL_S:.0f} s", code="timeout") from exc
+        except (web.RequestPayloadError, HttpProcessingError) as exc:
+            raise BadRequest("the body is not what its headers say", code="bad_body") from exc
+        if not chunk:
+            return
+        taken += len(chunk)
+        if taken > limit_bytes:
+            raise _too_large(limit_bytes)
+        yield chunk
+
+
+def parse_json(body: bytes, kind: type[T]) -> T:
+    """Pure half of `read_json`."""
+    try:
+        value = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite
+        )
+    except UnicodeDecodeError as exc:
+        raise BadRequest(f"the body is not UTF-8 at byte {exc.start}", code="invalid_json") from exc
+    except RecursionError as exc:
+        raise BadRequest("the JSON is nested too deeply", code="invalid_json") from exc
+    except json.JSONDecodeError as exc:
+        raise BadRequest(f"the body is not JSON: {exc.msg} at letter {exc.pos}", code="invalid_json") from exc
+    except ValueError as exc:  # an integer of more digits than Python converts
+        raise BadRequest("the JSON holds a number that is too long", code="invalid_json") from exc
+    if not isinstance(value, dict):
+        raise BadRequest("the JSON must be an object", code="invalid_json")
+    if _SURROGATE.search(body):
+        _check_text(value)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as exc:
+        raise _invalid(str(exc)) from exc
+
+
+def query_flag(request: web.BaseRequest, name: str) -> bool:
+    """A yes or no from the query string; a bare name is yes. Raises InvalidInput."""
+    value = request.query.get(name)
+    if value is None:
+        return False
+    known = {"": True, "1": True, "true": True, "0": False, "false": False}
+    if value not in known or len(request.query.getall(name)) > 1:
+        raise InvalidInput(f"{name} must be true or false, not {shown(value)}", param=name)
+    return known[value]
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise BadRequest(f"the JSON has the key {shown(twice)} twice", code="invalid_json")
+    return made
+
+
+def _constant(name: str) -> NoReturn:
+    raise BadRequest(f"{name} is not JSON", code="invalid_json")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise BadRequest(f"the number {shown(text)} is too large", code="invalid_json")
+    return value
+
+
+def _check_text(value: dict[str, object]) -> None:
+    """Raises InvalidInput for half of a surrogate pair, with the field (and index) that holds it."""
+    for name, field in value.items():
+        for index, text in _texts(field):
+            try:
+                (name + text).encode()
+            except UnicodeEncodeError as exc:
+                raise InvalidInput(
+                    f"{shown(name)} holds half of a surrogate pair", param=ascii(name)[1:-1][:80], index=index
+                ) from exc
+
+
+def _texts(field: object) -> Iterator[tuple[int | None, str]]:
+    """Every text in the field, with its place in the outermost list; iterative, the depth is the caller's choice."""
+    yield None, ""
+    stack: list[tuple[int | None, object]] = [(None, field)]
+    while stack:
+        index, value = stack.pop()
+        match value:
+            case str():
+                yield index, value
+            case list():
+                stack += [(i if index is None else index, item) for i, item in enumerate(value)]
+            case dict():
+                stack += [(index, part) for pair in value.items() for part in pair]
+
+
+def _invalid(reason: str) -> InvalidInput:
+    """msgspec says "Expected `int`, got `str` - at `$.dimensions`"; the path becomes ``param``."""
+    found = _AT.match(reason)
+    what, path = (found["what"], found["path"].lstrip(".")) if found else (reason, "")
+    if not path and (missing := re.search(r"missing required field `([^`]+)`", what)):
+        path = missing[1]
+    return InvalidInput(f"{path}: {what}" if path else what, param=path or None)
+
+
+def _too_large(limit_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is over the limit of {limit_bytes} bytes", limit_bytes=limit_bytes)

@@ -1,0 +1,72 @@
+"""Bytes of stored files on their way out: by sendfile, or (``--paranoid``) leaf by leaf, hashed before it leaves.
+
+A file is opened before the first byte of the reply, so that removing its model meanwhile does not cut the reply short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from aiohttp import web
+
+from ipfs_accelerate_node.api.ranges import Span
+from ipfs_accelerate_node.content.plan import Leaf
+from ipfs_accelerate_node.errors import NotFound
+from ipfs_accelerate_node.store import Store
+from ipfs_accelerate_node.store.disk import READ_FLAGS, storing
+
+
+async def send_file(request: web.Request, reply: web.StreamResponse, path: Path, span: Span) -> None:
+    """The prepared head, then those bytes straight from the page cache. Raises StorageError before the first byte,
+    ConnectionError after."""
+    file = await asyncio.to_thread(_open, path)
+    try:
+        reply.content_length = span.length
+        await reply.prepare(request)
+        if request.method == "HEAD" or not span.length:
+            return
+        if request.transport is None:
+            raise ConnectionResetError("the client is gone")
+        sent = await asyncio.get_running_loop().sendfile(request.transport, file, span.start, span.length)
+        if sent != span.length:
+            raise ConnectionAbortedError(f"{path.name} is shorter than the index says")
+    finally:
+        file.close()
+
+
+async def send_checked(
+    request: web.Request, reply: web.StreamResponse, store: Store, leaves: Sequence[Leaf], span: Span
+) -> None:
+    """The same bytes from leaves that match their CIDs at this moment. The first one is read before the head, so that
+    a file that is corrupt from its start is a plain error; later the connection is cut.
+
+    Raises NotFound (code corrupt) for a leaf that does not match; the store has quarantined its file by then.
+    """
+    wanted = [leaf for leaf in leaves if leaf.offset < span.stop and leaf.offset + leaf.length > span.start]
+    reply.content_length = span.length
+    if request.method == "HEAD" or not wanted:
+        await reply.prepare(request)
+        return
+    piece = await asyncio.to_thread(_checked, store, wanted[0], span)
+    await reply.prepare(request)
+    await reply.write(piece)
+    for leaf in wanted[1:]:
+        await reply.write(await asyncio.to_thread(_checked, store, leaf, span))
+
+
+def _checked(store: Store, leaf: Leaf, span: Span) -> bytes:
+    block = leaf.cid.inline or store.block(leaf.cid)
+    if block is None:
+        raise NotFound(f"{leaf.cid} is not here any more, or was found corrupt", code="corrupt", cid=str(leaf.cid))
+    start = len(leaf.prefix) + max(span.start - leaf.offset, 0)
+    stop = len(leaf.prefix) + min(span.stop - leaf.offset, leaf.length)
+    return block[start:stop]
+
+
+def _open(path: Path) -> io.BufferedReader:
+    with storing(f"stored file {path.name}"):
+        return io.BufferedReader(io.FileIO(os.open(path, READ_FLAGS), closefd=True))

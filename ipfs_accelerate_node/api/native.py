@@ -1,0 +1,87 @@
+"""Native routes beside store and pins: loaded models, devices, benchmarks, keys, and who this node is."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from ipfs_accelerate_node import __version__
+from ipfs_accelerate_node.api.access import Surface
+from ipfs_accelerate_node.api.bodies import read_json
+from ipfs_accelerate_node.api.context import KEYS, finished, node
+from ipfs_accelerate_node.api.pipeline import Route
+from ipfs_accelerate_node.api.wire import BenchRequest, KeyRequest, LoadRequest, json_reply
+from ipfs_accelerate_node.errors import NotFound
+
+
+async def list_loads(request: web.Request) -> web.Response:
+    return json_reply({"loads": node(request).registry.loaded()})
+
+
+async def show_load(request: web.Request) -> web.Response:
+    name = request.match_info["name"]
+    if (loaded := node(request).registry.find(name)) is None:
+        raise NotFound(f"{name[:200]!r} is not loaded", code="model_not_loaded")
+    return json_reply(loaded)
+
+
+async def load(request: web.Request) -> web.Response:
+    """Answers when the model is loaded. A caller who leaves does not end a load that others wait for."""
+    body = await read_json(request, LoadRequest)
+    loaded = await node(request).load(body.ref, device=body.device, precision=body.precision, alias=body.alias)
+    return json_reply(loaded)
+
+
+async def unload(request: web.Request) -> web.Response:
+    name = request.match_info["name"]
+    await finished(node(request).unload(name))
+    return json_reply({"unloaded": name})
+
+
+async def accelerators(request: web.Request) -> web.Response:
+    return json_reply({"accelerators": await node(request).accelerators()})
+
+
+async def run_bench(request: web.Request) -> web.Response:
+    body = await read_json(request, BenchRequest)
+    return json_reply(await node(request).bench(body.ref, publish=body.publish))
+
+
+async def peer(request: web.Request) -> web.Response:
+    """Who this is. Nothing here tells a host name, an address or a path."""
+    return json_reply({"peer_id": node(request).key.peer_id, "agent": "ipfs-accelerate-node", "version": __version__})
+
+
+async def list_keys(request: web.Request) -> web.Response:
+    shown = [{"id": k.id, "name": k.name, "scopes": k.scopes, "created": k.created} for k in request.app[KEYS].stored()]
+    return json_reply({"keys": shown})
+
+
+async def create_key(request: web.Request) -> web.Response:
+    """201, and the one time that the key itself is shown."""
+    body = await read_json(request, KeyRequest)
+    stored, secret = await asyncio.to_thread(request.app[KEYS].create, body.scopes, name=body.name)
+    return json_reply(
+        {"id": stored.id, "name": stored.name, "scopes": stored.scopes, "created": stored.created, "key": secret},
+        status=201,
+    )
+
+
+async def remove_key(request: web.Request) -> web.Response:
+    removed = await asyncio.to_thread(request.app[KEYS].remove, request.match_info["id"])
+    return json_reply({"removed": removed.id})
+
+
+ROUTES = (
+    Route("GET", "/api/loads", list_loads, Surface.INFER),
+    Route("POST", "/api/loads", load, Surface.STATE),
+    Route("GET", "/api/loads/{name:.+}", show_load, Surface.INFER),
+    Route("DELETE", "/api/loads/{name:.+}", unload, Surface.STATE),
+    Route("GET", "/api/accelerators", accelerators, Surface.INFER),
+    Route("POST", "/api/benchmarks", run_bench, Surface.STATE),
+    Route("GET", "/api/peer", peer, Surface.SHARE),
+    Route("GET", "/api/keys", list_keys, Surface.STATE),
+    Route("POST", "/api/keys", create_key, Surface.STATE),
+    Route("DELETE", "/api/keys/{id}", remove_key, Surface.STATE),
+)

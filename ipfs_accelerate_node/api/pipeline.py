@@ -1,0 +1,122 @@
+"""What every request passes through, outermost first: its id, the traffic counter, where it comes from (browser),
+who sent it (access), its handler; and the one place where failures become responses.
+
+A failure after the first byte of a reply cannot be told any more: the connection is cut, so that a short body is never
+taken for a whole one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from ipfs_accelerate_node.api.access import Surface
+from ipfs_accelerate_node.api.context import CALLER, GATE, METRICS, ORIGINS, REQUEST_ID, TRAFFIC
+from ipfs_accelerate_node.api.problems import Dialect, error_reply, internal_reply, of_framework
+from ipfs_accelerate_node.errors import NodeError, Unavailable, http_status
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+CLIENT_GONE = 499  # never sent: in the log and the metrics only
+_OWN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """path: aiohttp's pattern. The surface decides who may; the dialect how failures are spelled."""
+
+    method: str
+    path: str
+    handler: Handler
+    surface: Surface
+    dialect: Dialect = Dialect.NATIVE
+
+
+ROUTES: web.AppKey[Mapping[web.AbstractRoute, Route]] = web.AppKey("routes", Mapping)
+_STARTED: web.RequestKey[web.StreamResponse] = web.RequestKey("started", web.StreamResponse)
+
+
+def mount(app: web.Application, routes: tuple[Route, ...]) -> None:
+    """Adds the routes, each behind the pipeline (which also answers for paths that no route has)."""
+    app[ROUTES] = {app.router.add_route(r.method, r.path, r.handler): r for r in routes}
+    app.middlewares.append(pipeline)
+    app.on_response_prepare.append(_on_prepare)
+
+
+@web.middleware
+async def pipeline(request: web.Request, handler: Handler) -> web.StreamResponse:
+    began = time.perf_counter()
+    asked = request.headers.get("x-request-id", "")
+    request[REQUEST_ID] = asked if _OWN_ID.fullmatch(asked) else secrets.token_hex(16)
+    route = request.app[ROUTES].get(request.match_info.route)
+    status = CLIENT_GONE
+    try:
+        with request.app[TRAFFIC].request():
+            reply = await _answer(request, handler, route)
+            status = reply.status
+            return reply
+    except asyncio.CancelledError:
+        log.info("request.gone status=%d method=%s id=%s", CLIENT_GONE, request.method, request[REQUEST_ID])
+        raise
+    finally:
+        pattern = route.path if route else "unmatched"
+        method = request.method if route else "other"
+        request.app[METRICS].answered(method, pattern, status, time.perf_counter() - began)
+
+
+async def _answer(request: web.Request, handler: Handler, route: Route | None) -> web.StreamResponse:
+    dialect = route.dialect if route else _dialect(request.path)
+    try:
+        return await _admitted(request, handler, route)
+    except web.HTTPException as exc:
+        return error_reply(of_framework(exc, request), dialect)
+    except ConnectionError:
+        return _cut(request, "client gone")
+    except NodeError as exc:
+        if http_status(exc) >= 500:
+            log.warning("request.failed code=%s reason=%s id=%s", exc.code, exc, request[REQUEST_ID])
+        return _cut(request, exc.code) if _STARTED in request else error_reply(exc, dialect)
+    except Exception:
+        log.exception("request.bug method=%s id=%s", request.method, request[REQUEST_ID])
+        return _cut(request, "bug") if _STARTED in request else internal_reply(request[REQUEST_ID], dialect)
+
+
+async def _admitted(request: web.Request, handler: Handler, route: Route | None) -> web.StreamResponse:
+    app = request.app
+    app[ORIGINS].check(request)
+    if route is None:
+        return await handler(request)  # raises the router's own 404 or 405
+    if app[TRAFFIC].draining and route.surface not in (Surface.OPEN, Surface.METRICS):
+        raise Unavailable("the node is stopping", code="shutting_down", retry_after_s=5)
+    request[CALLER] = app[GATE].admit(request, route.surface)
+    return await handler(request)
+
+
+def _dialect(path: str) -> Dialect:
+    return Dialect.OPENAI if path.startswith("/v1/") else Dialect.NATIVE
+
+
+def _cut(request: web.Request, reason: str) -> web.StreamResponse:
+    """Ends a connection in the middle of its reply; what is returned is not written any more."""
+    log.info("request.cut reason=%s id=%s", reason, request[REQUEST_ID])
+    if request.transport is not None:
+        request.transport.abort()
+    return request.get(_STARTED) or web.Response(status=CLIENT_GONE)
+
+
+async def _on_prepare(request: web.Request, response: web.StreamResponse) -> None:
+    """Headers of every response. The server does not tell what it is made of."""
+    request[_STARTED] = response
+    headers = response.headers
+    headers["x-request-id"] = request.get(REQUEST_ID, "")
+    headers["Server"] = "ipfs-accelerate-node"
+    headers.setdefault("X-Content-Type-Options", "nosniff")
+    headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")

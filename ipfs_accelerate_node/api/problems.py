@@ -1,0 +1,92 @@
+"""How a failure leaves: problem+json on native routes, OpenAI's own shape on its routes; never a traceback.
+
+Status and code come from the error's class (one table, `errors.HTTP_STATUS`). OpenAI clients expect 400 where the
+values of a well-formed body are wrong, and read ``error.message``; older relatives read the same fields at top level.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+
+from aiohttp import web
+
+from ipfs_accelerate_node.api.wire import json_bytes
+from ipfs_accelerate_node.errors import (
+    BadRequest,
+    InvalidInput,
+    MethodNotAllowed,
+    NodeError,
+    NotFound,
+    PayloadTooLarge,
+    http_status,
+    problem,
+)
+
+_OPENAI_TYPE = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+INTERNAL = "internal_error"
+
+
+class Dialect(enum.Enum):
+    """Whose words a route's errors speak."""
+
+    NATIVE = "native"
+    OPENAI = "openai"
+
+
+def error_reply(error: NodeError, dialect: Dialect) -> web.Response:
+    """The response to a failure of ours, with Retry-After where waiting helps and WWW-Authenticate where a key does."""
+    if dialect is Dialect.OPENAI:
+        status = 400 if isinstance(error, InvalidInput) else http_status(error)
+        reply = _reply(_openai(error, status), status, "application/json")
+    else:
+        body = problem(error)
+        status = http_status(error)
+        reply = _reply(body, status, "application/problem+json")
+    if error.retry_after_s is not None:
+        reply.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if status == 401:
+        reply.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(allow := error.detail.get("allow"), str):
+        reply.headers["Allow"] = allow
+    return reply
+
+
+def internal_reply(request_id: str, dialect: Dialect) -> web.Response:
+    """The response to a bug: no more than the request id, under which the log has the rest."""
+    return error_reply(
+        NodeError("something went wrong inside the node; its log has more", code=INTERNAL, request_id=request_id),
+        dialect,
+    )
+
+
+def of_framework(error: web.HTTPException, request: web.BaseRequest) -> NodeError:
+    """What the router or the parser refused, in our words."""
+    match error:
+        case web.HTTPMethodNotAllowed():
+            allow = ", ".join(sorted(error.allowed_methods))
+            return MethodNotAllowed(f"{request.method} is not for this path, {allow} is", allow=allow)
+        case web.HTTPNotFound():
+            return NotFound("there is no such path here", code="no_route")
+        case web.HTTPRequestEntityTooLarge():
+            return PayloadTooLarge("the body is over its limit")
+        case _:
+            return BadRequest(f"the request was refused: {error.reason}")
+
+
+def _openai(error: NodeError, status: int) -> dict[str, object]:
+    kind = _OPENAI_TYPE.get(status, "invalid_request_error" if status < 500 else "server_error")
+    fields: dict[str, object] = {
+        "message": str(error),
+        "type": kind,
+        "param": error.detail.get("param"),
+        "code": error.code,
+    }
+    extra = {k: v for k, v in error.detail.items() if v is not None and k not in fields}
+    return {"error": {**fields, **extra}, **fields}
+
+
+def _reply(body: dict[str, object], status: int, content_type: str) -> web.Response:
+    return web.Response(
+        body=json_bytes(body), status=status, content_type=content_type, headers={"Cache-Control": "no-store"}
+    )

@@ -1,0 +1,151 @@
+"""What goes over the wire: request types by route, and how our own types become JSON.
+
+Unknown fields of a request are ignored everywhere (existing clients send more than we know). A reply never holds a
+float that JSON cannot say, and a CID is always its canonical text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import fields, is_dataclass
+from pathlib import PurePath
+from typing import Annotated, Literal
+
+import msgspec
+from aiohttp import web
+
+from ipfs_accelerate_node.content.cid import Cid
+
+RefText = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
+NameText = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+
+
+class AddRequest(msgspec.Struct, frozen=True):
+    """path: a directory of the daemon's own host, absolute."""
+
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    name: NameText | None = None
+    announce: bool = False
+    move: bool = False
+
+
+class PinRequest(msgspec.Struct, frozen=True):
+    """announce: None leaves it to the node's configuration. source: use only this one."""
+
+    ref: RefText
+    name: NameText | None = None
+    announce: bool | None = None
+    source: RefText | None = None
+
+
+class LoadRequest(msgspec.Struct, frozen=True):
+    ref: RefText
+    device: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "auto"
+    precision: Annotated[str, msgspec.Meta(min_length=1, max_length=32)] = "f32"
+    alias: NameText | None = msgspec.field(name="as", default=None)
+
+
+class BenchRequest(msgspec.Struct, frozen=True):
+    ref: RefText
+    publish: bool = False
+
+
+class VerifyRequest(msgspec.Struct, frozen=True):
+    """ref: None checks the whole store."""
+
+    ref: RefText | None = None
+
+
+class KeyRequest(msgspec.Struct, frozen=True):
+    scopes: Annotated[list[Literal["infer", "peer", "pin", "metrics", "admin"]], msgspec.Meta(min_length=1)]
+    name: NameText | None = None
+
+
+class EmbeddingsRequest(msgspec.Struct, frozen=True):
+    """The OpenAI request, and the extras that its relatives send. input is checked by `openai_routes`, item by item."""
+
+    model: NameText
+    input: object
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)] | None = None
+    user: str | None = None
+    truncate: bool = True
+    prompt_name: str | None = None
+    modality: Literal["text", "image", "audio"] = "text"
+
+
+class EmbeddingObject(msgspec.Struct, frozen=True):
+    """embedding: a JSON array, or base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: msgspec.Raw | str
+    implementation: Literal["MOCK"] | msgspec.UnsetType = msgspec.UNSET
+
+
+class TokenUsage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsReply(msgspec.Struct, frozen=True):
+    object: Literal["list"]
+    data: list[EmbeddingObject]
+    model: str
+    usage: TokenUsage
+    implementation: Literal["MOCK"] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ModelObject(msgspec.Struct, frozen=True):
+    """created: seconds since the epoch. root, names, loaded, implementation: ours, beyond the protocol."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    names: tuple[str, ...]
+    loaded: bool
+    implementation: Literal["REAL", "MOCK"]
+
+
+def plain(value: object) -> object:
+    """The value as JSON builtins: dataclasses and structs by field, CIDs and paths as text, bytes as hex, sets sorted.
+
+    Raises TypeError for what has no JSON form, so that a new type is noticed by its first test.
+    """
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case Cid():
+            return str(value.canonical)
+        case PurePath():
+            return str(value)
+        case Mapping():
+            return {str(key): plain(item) for key, item in value.items()}
+        case Set():
+            return sorted(str(plain(item)) for item in value)
+        case bytes():
+            return value.hex()
+        case Sequence():
+            return [plain(item) for item in value]
+        case msgspec.Struct():
+            return msgspec.to_builtins(value)
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        case _:
+            raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def json_bytes(value: object) -> bytes:
+    return msgspec.json.encode(plain(value))
+
+
+def json_reply(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A JSON response that no cache keeps."""
+    return web.Response(
+        body=json_bytes(value),
+        status=status,
+        content_type="application/json",
+        headers={"Cache-Control": "no-store", **(headers or {})},
+    )
