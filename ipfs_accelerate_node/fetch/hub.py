@@ -1,0 +1,290 @@
+"""`hf:org/name[@revision]`, first form: the Hub's files one after another, each checked against its oid, then stored.
+
+Files gather in ``partial/hub-…`` of the store, named by repository and commit. What was fetched stays there when the
+fetch fails or the process dies, and is hashed again before it counts: a second try asks only for the rest. The
+directory ends when its files have moved into the store. One fetch at a time owns it (a lock on the directory).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ipfs_accelerate_node.content.build import PROFILE_NAME
+from ipfs_accelerate_node.errors import Conflict, IntegrityError, SourceUnavailable
+from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
+from ipfs_accelerate_node.sources.hub import CHUNK_BYTES, HubSource, OidHash, Snapshot, Traffic
+from ipfs_accelerate_node.sources.hub_answers import HubFile
+from ipfs_accelerate_node.store import Store
+from ipfs_accelerate_node.store.disk import open_directory, storing, write_all
+from ipfs_accelerate_node.store.ingest import Ingested, ingest
+from ipfs_accelerate_node.store.types import Provenance, SourceShare, StoredModel
+
+log = logging.getLogger(__name__)
+
+
+async def fetch_hub(
+    store: Store,
+    hub: HubSource,
+    repo: str,
+    revision: str | None,
+    *,
+    name: str | None,
+    progress: Callable[[Progress], None],
+) -> Fetched:
+    """The commit that revision means now (default: main), stored like any `add`; hidden files are left out.
+
+    A private or gated repository's model is stored as not public. Raises BadRequest, NotFound, AuthRequired,
+    SourceUnavailable, UnsafeContent, IntegrityError (the Hub sent other bytes twice), QuotaExceeded, StorageError, and
+    Conflict while the same commit is being fetched already. Cancelling it keeps what is there for the next try.
+    """
+    started = time.monotonic()
+    progress(Progress(None, 0, "walking", hub.name))
+    snapshot = await hub.snapshot(repo, revision)
+    here = await asyncio.to_thread(_stored, store, snapshot)
+    if here is not None:
+        return await asyncio.to_thread(_already_here, store, here, name)
+    traffic = Traffic()
+    with _staging(store, snapshot) as staging:
+        await _gather(store, hub, snapshot, staging, traffic, progress)
+        progress(Progress(snapshot.size_bytes, snapshot.size_bytes, "committing", hub.name))
+        ingested = await asyncio.to_thread(_commit, store, snapshot, staging, name, _provenance(hub, snapshot, traffic))
+    seconds = time.monotonic() - started
+    log.info("hub.fetched repo=%s commit=%s bytes=%d s=%.2f", repo, snapshot.commit, traffic.bytes, seconds)
+    return Fetched(
+        model=ingested.model,
+        plan=ingested.plan,
+        nodes=tuple(ingested.nodes),
+        bytes_total=ingested.plan.size_bytes,
+        bytes_fetched=traffic.bytes,
+        bytes_copied=0,
+        seconds=seconds,
+        sources=ingested.model.provenance.sources,
+        already_here=False,
+    )
+
+
+def _stored(store: Store, snapshot: Snapshot) -> StoredModel | None:
+    for model in store.models():
+        provenance = model.provenance
+        if (provenance.hub_repo, provenance.hub_commit) == (snapshot.repo, snapshot.commit):
+            return model
+    return None
+
+
+def _already_here(store: Store, model: StoredModel, name: str | None) -> Fetched:
+    plan = store.plan(model.root)
+    if plan is None:
+        raise Conflict(f"{model.root} has just been removed; ask again")
+    if name is not None:
+        store.set_name(model.root, name)
+        model = store.model(model.root) or model
+    return Fetched(
+        model=model,
+        plan=plan,
+        nodes=tuple(store.nodes(model.root)),
+        bytes_total=plan.size_bytes,
+        bytes_fetched=0,
+        bytes_copied=0,
+        seconds=0.0,
+        sources=(),
+        already_here=True,
+    )
+
+
+def _provenance(hub: HubSource, snapshot: Snapshot, traffic: Traffic) -> Provenance:
+    return Provenance(
+        kind="hf",
+        reference=f"hf:{snapshot.repo}@{snapshot.commit}",
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        sources=(SourceShare(hub.name, "hub", traffic.bytes, traffic.requests, traffic.rejected),),
+        profile=PROFILE_NAME,
+        hub_repo=snapshot.repo,
+        hub_commit=snapshot.commit,
+    )
+
+
+@contextmanager
+def _staging(store: Store, snapshot: Snapshot) -> Iterator[Path]:
+    """The directory where this commit's files gather, ours alone inside the context."""
+    key = hashlib.sha256(f"{snapshot.repo}@{snapshot.commit}".encode()).hexdigest()[:32]
+    directory = store.root / "partial" / f"hub-{key}"
+    with storing(snapshot.repo):
+        directory.mkdir(mode=0o700, exist_ok=True)
+        handle = open_directory(directory)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise Conflict(f"{snapshot.repo} at {snapshot.commit} is being fetched already") from exc
+        yield directory
+    finally:
+        os.close(handle)
+
+
+async def _gather(
+    store: Store,
+    hub: HubSource,
+    snapshot: Snapshot,
+    staging: Path,
+    traffic: Traffic,
+    progress: Callable[[Progress], None],
+) -> None:
+    """Every file of snapshot below staging, verified. The room for all of them is held first."""
+    done = 0
+    reservation = await asyncio.to_thread(store.reserve, snapshot.size_bytes)
+    with reservation:
+        for file in snapshot.files:
+
+            def report(file_bytes: int, before: int = done) -> None:
+                progress(Progress(snapshot.size_bytes, before + file_bytes, "fetching", hub.name))
+
+            part = _Part(file, staging.joinpath(*file.path.split("/")))
+            try:
+                await asyncio.to_thread(part.open)
+                report(part.have)
+                await _deliver(hub, snapshot, part, traffic, report)
+            finally:
+                part.close()
+            done += file.size
+
+
+async def _deliver(
+    hub: HubSource,
+    snapshot: Snapshot,
+    part: _Part,
+    traffic: Traffic,
+    report: Callable[[int], None],
+) -> None:
+    """One whole, verified file. A wrong one is deleted and asked for once more (table F4h), then named."""
+    distrusted = False
+    while not part.whole:
+        await _receive(hub, snapshot, part, traffic, report)
+        if await asyncio.to_thread(part.settle):
+            return
+        traffic.rejected += 1
+        wrong = part.oid
+        await asyncio.to_thread(part.clear)
+        if distrusted:
+            raise IntegrityError(expected=part.file.oid, actual=wrong, origin=hub.name)
+        distrusted = True
+
+
+async def _receive(
+    hub: HubSource, snapshot: Snapshot, part: _Part, traffic: Traffic, report: Callable[[int], None]
+) -> None:
+    """The rest of part's bytes, over as many attempts as bring it forward."""
+    attempt = 0
+    while True:
+        before = part.have
+        try:
+            async with hub.open(snapshot, part.file, part.have, traffic) as (begins, runs):
+                if begins != part.have:  # the server knows no ranges
+                    await asyncio.to_thread(part.clear)
+                async for run in runs:
+                    await asyncio.to_thread(part.append, run)
+                    report(part.have)
+            return
+        except SourceUnavailable as exc:
+            if exc.code == "range_refused" and part.have:
+                await asyncio.to_thread(part.clear)
+                continue
+            attempt = 0 if part.have - before >= CHUNK_BYTES else attempt
+            await hub.pause(attempt, exc)
+            attempt += 1
+
+
+class _Part:
+    """One file as far as it is here, and the hash of that. Blocks: worker threads only.
+
+    A cancelled fetch closes it while its last `append` may still run in a thread, hence the lock.
+    """
+
+    def __init__(self, file: HubFile, path: Path) -> None:
+        self.file = file
+        self.have = 0
+        self.whole = False  # verified and durable
+        self._path = path
+        self._handle = -1
+        self._hash = OidHash(file)
+        self._lock = threading.Lock()
+
+    @property
+    def oid(self) -> str:
+        return self._hash.oid
+
+    def open(self) -> None:
+        """Takes over what an earlier try left, unless that cannot be the beginning of this file."""
+        with storing(self.file.path):
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._handle = os.open(self._path, flags, 0o600)
+            while chunk := os.pread(self._handle, CHUNK_BYTES, self.have):
+                self._hash.update(chunk)
+                self.have += len(chunk)
+        if self.have >= self.file.size and not self.settle():
+            self.clear()
+
+    def append(self, payload: bytes) -> None:
+        with self._lock, storing(self.file.path):
+            if self._handle < 0:
+                return
+            write_all(self._handle, payload, self.have)
+            self._hash.update(payload)
+            self.have += len(payload)
+
+    def settle(self) -> bool:
+        """Whether all bytes are here, match the oid and are on disk."""
+        if self.have != self.file.size or self.oid != self.file.oid:
+            return False
+        with storing(self.file.path):
+            os.fdatasync(self._handle)
+        self.whole = True
+        return True
+
+    def clear(self) -> None:
+        with self._lock, storing(self.file.path):
+            os.ftruncate(self._handle, 0)
+            self._hash, self.have = OidHash(self.file), 0
+
+    def close(self) -> None:
+        with self._lock:
+            if self._handle >= 0:
+                os.close(self._handle)
+            self._handle = -1
+
+
+def _commit(store: Store, snapshot: Snapshot, staging: Path, name: str | None, provenance: Provenance) -> Ingested:
+    """The staged files become a model; nothing else may lie among them, and of them only the directory is left."""
+    _drop_strangers(staging, {file.path for file in snapshot.files})
+    ingested = ingest(
+        store,
+        staging,
+        move=True,
+        name=name,
+        pinned=True,
+        public=not snapshot.restricted,
+        provenance=provenance,
+        progress=None,
+    )
+    shutil.rmtree(staging, ignore_errors=True)
+    return ingested
+
+
+def _drop_strangers(staging: Path, wanted: set[str]) -> None:
+    with storing("staging directory"):
+        for folder, _, names in os.walk(staging):
+            for entry in names:
+                path = Path(folder, entry)
+                if path.relative_to(staging).as_posix() not in wanted:
+                    path.unlink()

@@ -1,0 +1,352 @@
+"""The Hugging Face Hub as a source: whole files of one commit, each checked against the Hub's own oid.
+
+The token goes to the configured upstream's origin and nowhere else: redirects are followed here, by hand, and lose it
+as soon as they leave. Nothing of the Hub's answer is used as a file name but paths that passed `check_tree`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+from ipfs_accelerate_node.content.names import check_tree
+from ipfs_accelerate_node.errors import BadRequest, InvalidConfig, NodeError, SourceUnavailable
+from ipfs_accelerate_node.sources.guard import AddressRefused, Guard, Origin, literal
+from ipfs_accelerate_node.sources.hub_answers import HOP_HEADER, Commit, HubFile, bad_source, refusal
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+DEFAULT_REVISION = "main"
+MAX_HOPS = 3
+CHUNK_BYTES = 1 << 20
+MIN_PROGRESS_BYTES = 16 << 10  # within stall_timeout_s, or the transfer counts as stalled
+ATTEMPTS = 4
+RETRY_AFTER_CAP_S = 60.0
+
+_REPO = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*/)?[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
+_ETAG = re.compile(r'"?([0-9a-f]{64}|[0-9a-f]{40})"?')
+_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PASSING = frozenset({"rate_limited", "source_unavailable", "truncated", "stalled"})  # worth another attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A commit of a repository, as far as a root is made of it: files has no hidden ones, in path order.
+
+    restricted: private or gated, so never announced or served to others.
+    """
+
+    repo: str
+    commit: str
+    restricted: bool
+    files: tuple[HubFile, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+class OidHash:
+    """The Hub's oid of a file, computed as its bytes arrive: sha256, or git's sha1 over a header and the bytes."""
+
+    def __init__(self, file: HubFile) -> None:
+        self._hash: _Hash = hashlib.sha256() if len(file.oid) == 64 else hashlib.sha1(usedforsecurity=False)
+        if len(file.oid) == 40:
+            self._hash.update(b"blob %d\0" % file.size)
+
+    def update(self, payload: bytes) -> None:
+        self._hash.update(payload)
+
+    @property
+    def oid(self) -> str:
+        return self._hash.hexdigest()
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What one fetch cost this source so far."""
+
+    bytes: int = 0
+    requests: int = 0
+    rejected: int = 0
+
+
+class HubSource:
+    """One upstream, one caller's token. An async context manager; owns its connections.
+
+    endpoint: origin of the Hub, https or a loopback address. token: None asks without one, whatever the environment
+    has. redirect_origins: further origins on loopback or a private network that a redirect may lead to; public https
+    ones always may. backoff_s: wait before the second attempt, doubled for each further one.
+    """
+
+    kind = "hub"
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        token: str | None = None,
+        offline: bool = False,
+        redirect_origins: Sequence[str] = (),
+        stall_timeout_s: float = 10.0,
+        first_byte_timeout_s: float = 15.0,
+        backoff_s: float = 0.5,
+    ) -> None:
+        self._upstream = Origin.parse(endpoint)
+        if self._upstream.scheme != "https" and not _is_loopback(self._upstream):
+            raise InvalidConfig(
+                f"hf_upstream {self._upstream}: https, or http to a loopback address", param="hf_upstream"
+            )
+        if token is not None and (not token.isascii() or not token.isprintable() or not token.strip()):
+            raise InvalidConfig("the Hugging Face token is not a token: check HF_TOKEN", param="hf_token")
+        self.name = str(self._upstream)
+        self._allowed = frozenset(map(Origin.parse, redirect_origins))
+        self._token = token.strip() if token is not None else None
+        self._offline = offline
+        self._stall_s, self._first_byte_s, self._backoff_s = stall_timeout_s, first_byte_timeout_s, backoff_s
+        self._session: aiohttp.ClientSession | None = None
+        self._guard: Guard | None = None
+
+    def __repr__(self) -> str:
+        return f"HubSource({self.name!r}, token={'set' if self._token else None})"
+
+    async def __aenter__(self) -> Self:
+        self._guard = Guard([self._upstream, *self._allowed])
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=self._guard, socket_factory=self._guard.socket, limit=8),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
+            auto_decompress=False,
+            trust_env=False,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def snapshot(self, repo: str, revision: str | None = None) -> Snapshot:
+        """revision (default: main) resolved to a commit, and the files its root is made of.
+
+        Raises BadRequest(invalid_reference), UnsafeContent for a tree with a name that no disk should have, NotFound,
+        AuthRequired, SourceUnavailable.
+        """
+        check_repo(repo)
+        revision = _checked_revision(DEFAULT_REVISION if revision is None else revision)
+        if self._offline:
+            raise SourceUnavailable(f"{self.name} is not asked: offline mode is on", source=self.name, code="offline")
+        commit = await self._commit(repo, revision)
+        check_tree(file.path for file in commit.files)  # the hidden ones too: "../x" is one
+        shown = (file for file in commit.files if not any(p.startswith(".") for p in file.path.split("/")))
+        return Snapshot(repo, commit.sha, commit.restricted, tuple(sorted(shown, key=lambda file: file.path)))
+
+    async def _commit(self, repo: str, revision: str) -> Commit:
+        for attempt in range(ATTEMPTS):
+            try:
+                return await asyncio.to_thread(_read_commit, self._upstream, self._token, repo, revision)
+            except SourceUnavailable as exc:
+                await self.pause(attempt, exc)
+        raise AssertionError("the last attempt raises")
+
+    async def pause(self, attempt: int, failure: SourceUnavailable) -> None:
+        """Waits before the attempt after this one; raises failure instead when there is none, or no use in one."""
+        wait_s = failure.retry_after_s
+        if attempt + 1 >= ATTEMPTS or failure.code not in _PASSING or (wait_s or 0) > RETRY_AFTER_CAP_S:
+            raise failure
+        await asyncio.sleep(self._backoff_s * 2**attempt if wait_s is None else wait_s)
+
+    @asynccontextmanager
+    async def open(
+        self, snapshot: Snapshot, file: HubFile, start: int, traffic: Traffic
+    ) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+        """Bytes of file from start, NOT verified, as (offset they really begin at, runs of up to CHUNK_BYTES).
+
+        The offset is 0 when the server knows no ranges, or refuses this one. Raises NotFound, AuthRequired and
+        SourceUnavailable, here and while the runs are read.
+        """
+        with self._named_errors(file):
+            async with asyncio.timeout(self._first_byte_s):
+                response = await self._get(snapshot, file, start, traffic)
+        try:
+            if response.status == 416:
+                raise bad_source(self.name, f"has no byte {start} of {file.path}", code="range_refused")
+            begins = self._begins(response, file, start)
+            yield begins, self._runs(response, file, file.size - begins, traffic)
+        finally:
+            response.close()
+
+    @contextmanager
+    def _named_errors(self, file: HubFile) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError as exc:
+            raise bad_source(self.name, f"did not go on in time with {file.path}", code="stalled") from exc
+        except aiohttp.ClientSSLError as exc:
+            raise bad_source(self.name, "has no valid TLS certificate", code="tls_error") from exc
+        except aiohttp.ClientPayloadError as exc:
+            raise bad_source(self.name, f"broke off within {file.path}", code="truncated") from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            if isinstance(exc, AddressRefused) or isinstance(exc.__cause__, AddressRefused):
+                raise bad_source(self.name, "leads to an address that is refused", code="redirect_refused") from exc
+            reason = f"cannot be reached ({type(exc).__name__})"
+            raise bad_source(self.name, reason, code="source_unavailable") from exc
+
+    async def _get(self, snapshot: Snapshot, file: HubFile, start: int, traffic: Traffic) -> aiohttp.ClientResponse:
+        """The answer that has the bytes, after at most MAX_HOPS redirects."""
+        assert self._session is not None, "entered"
+        url = self._upstream.url(f"/{snapshot.repo}/resolve/{snapshot.commit}/{quote(file.path, safe='/')}")
+        for hop in range(MAX_HOPS + 1):
+            traffic.requests += 1
+            response = await self._session.get(url, headers=self._headers(url, start), allow_redirects=False)
+            try:
+                if hop == 0:
+                    self._check_first(response, snapshot, file)
+                if response.status not in _REDIRECTS:
+                    self._check_delivers(response, snapshot)
+                    return response
+                url = self._redirected(url, response, snapshot)
+            except BaseException:
+                response.close()
+                raise
+            response.release()
+        raise bad_source(self.name, f"redirects more than {MAX_HOPS} times", code="redirect_refused")
+
+    def _headers(self, url: URL, start: int) -> dict[str, str]:
+        headers = {"Accept-Encoding": "identity", "User-Agent": "ipfs-accelerate-node"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        if Origin.of(url) == self._upstream:
+            headers[HOP_HEADER] = "1"
+            if self._token is not None:
+                headers["Authorization"] = f"Bearer {self._token}"
+        return headers
+
+    def _check_first(self, response: aiohttp.ClientResponse, snapshot: Snapshot, file: HubFile) -> None:
+        """The Hub's own answer says which commit and which oid it is about to deliver, or it is no Hub's."""
+        if response.status >= 400 and response.status != 416:
+            raise refusal(self.name, snapshot.repo, response.status, response.headers, token=self._token is not None)
+        if response.status == 416:
+            return
+        if response.headers.get("X-Repo-Commit") != snapshot.commit:
+            raise bad_source(self.name, f"does not say that {file.path} is of commit {snapshot.commit}")
+        etag: str = response.headers.get("X-Linked-Etag", response.headers.get("ETag", ""))
+        match = _ETAG.fullmatch(etag)
+        if match is None:
+            raise bad_source(self.name, f"names no usable oid of {file.path} (ETag {etag[:80]!a})")
+        if match[1] != file.oid:
+            raise bad_source(self.name, f"is about to send another {file.path}: oid {match[1]}, expected {file.oid}")
+
+    def _check_delivers(self, response: aiohttp.ClientResponse, snapshot: Snapshot) -> None:
+        if response.status not in (200, 206, 416):
+            raise refusal(self.name, snapshot.repo, response.status, response.headers, token=self._token is not None)
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise bad_source(self.name, "compresses what was asked for as it is")
+
+    def _refusal(self, response: aiohttp.ClientResponse, snapshot: Snapshot) -> NodeError:
+        return refusal(self.name, snapshot.repo, response.status, response.headers, token=self._token is not None)
+
+    def _redirected(self, url: URL, response: aiohttp.ClientResponse, snapshot: Snapshot) -> URL:
+        location = response.headers.get("Location")
+        if location is None:
+            raise self._refusal(response, snapshot)
+        try:
+            target = url.join(URL(location, encoded=True))
+            origin = Origin.of(target)
+        except (TypeError, ValueError) as exc:
+            raise bad_source(self.name, "redirects to no http(s) address", code="redirect_refused") from exc
+        if target.user is not None or target.password is not None:
+            raise bad_source(self.name, "redirects to an address with credentials in it", code="redirect_refused")
+        if origin != self._upstream and origin.scheme != "https" and origin not in self._allowed:
+            raise bad_source(self.name, f"redirects to {origin}, which is not https", code="redirect_refused")
+        if url.scheme == "https" and origin.scheme != "https":
+            raise bad_source(self.name, f"redirects from https down to {origin}", code="redirect_refused")
+        return target
+
+    def _begins(self, response: aiohttp.ClientResponse, file: HubFile, start: int) -> int:
+        """0 or start: where the body begins. Raises for a part of something else."""
+        begins = 0
+        if response.status == 206:
+            match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if match is None or tuple(map(int, match.groups())) != (start, file.size - 1, file.size):
+                raise bad_source(self.name, f"sent another part of {file.path}", code="range_refused")
+            begins = start
+        length = response.headers.get("Content-Length")
+        if length is not None and length != str(file.size - begins):
+            raise bad_source(self.name, f"has {file.path} with {length[:20]!a} bytes, expected {file.size - begins}")
+        return begins
+
+    async def _runs(
+        self, response: aiohttp.ClientResponse, file: HubFile, expected: int, traffic: Traffic
+    ) -> AsyncIterator[bytes]:
+        while run := await self._run(response, file):
+            traffic.bytes += len(run)
+            expected -= len(run)
+            if expected < 0:
+                raise bad_source(self.name, f"sends more than the {file.size} bytes of {file.path}")
+            yield run
+        if expected:
+            raise bad_source(self.name, f"broke off within {file.path}", code="truncated")
+
+    async def _run(self, response: aiohttp.ClientResponse, file: HubFile) -> bytes:
+        """Up to CHUNK_BYTES and a little; empty at the end. Stalled: a source that only drips."""
+        loop = asyncio.get_running_loop()
+        run, marked = bytearray(), 0
+        with self._named_errors(file):
+            async with asyncio.timeout(self._stall_s) as patience:
+                while len(run) < CHUNK_BYTES and (part := await response.content.readany()):
+                    run += part
+                    if len(run) - marked >= MIN_PROGRESS_BYTES:
+                        marked = len(run)
+                        patience.reschedule(loop.time() + self._stall_s)
+        return bytes(run)
+
+
+def _read_commit(upstream: Origin, token: str | None, repo: str, revision: str) -> Commit:
+    from ipfs_accelerate_node.sources.hub_library import read_commit  # half a second, so in the worker thread
+
+    return read_commit(upstream, token, repo, revision)
+
+
+def check_repo(repo: str) -> None:
+    """Raises BadRequest(invalid_reference) for what cannot be a repository's id (table F9h)."""
+    if len(repo) > 96 or not _REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith((".git", ".", "-")):
+        raise BadRequest(f"{repo[:80]!a} is not a Hub repository: org/name", code="invalid_reference", param="ref")
+
+
+def _checked_revision(revision: str) -> str:
+    if not 0 < len(revision) <= 255 or not revision.isprintable() or ".." in revision or not revision.isascii():
+        raise BadRequest(f"{revision[:80]!a} is not a revision", code="invalid_reference", param="ref")
+    return revision
+
+
+def _is_loopback(origin: Origin) -> bool:
+    address = literal(origin.host)
+    return origin.host == "localhost" or (
+        isinstance(address, ipaddress.IPv4Address | ipaddress.IPv6Address) and address.is_loopback
+    )
+
+
+def stored_token() -> str | None:
+    """The user's own token as the Hub's tools find it: HF_TOKEN, else the token file. Blocks: worker threads only."""
+    from huggingface_hub import get_token
+
+    return get_token()

@@ -1,0 +1,81 @@
+"""What the Hub says, in our words: files and commits, and what a refusal means (table F1h, F2h)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ipfs_accelerate_node.errors import AuthRequired, NodeError, NotFound, SourceUnavailable
+
+HOP_HEADER = "X-Ipfs-Accelerate-Node-Hop"  # on each of our requests to the Hub: our own endpoint answers it 508
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """oid: sha256 (64 hex digits) of a file in large file storage, git's blob sha1 (40) of any other."""
+
+    path: str
+    size: int
+    oid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """sha: 40 hex digits. restricted: private or gated, so not ours to pass on. files: the whole tree, also hidden."""
+
+    sha: str
+    restricted: bool
+    files: tuple[HubFile, ...]
+
+
+def bad_source(name: str, reason: str, *, code: str = "bad_source") -> SourceUnavailable:
+    return SourceUnavailable(f"{name} {reason}", source=name, code=code)
+
+
+def refusal(name: str, repo: str, status: int, headers: Mapping[str, str], *, token: bool) -> NodeError:
+    """What an answer other than success means, in the Hub's own words where it has some.
+
+    headers: case-insensitive mapping. token: whether one was sent.
+    """
+    code, said = headers.get("X-Error-Code"), headers.get("X-Error-Message", "")
+    page = f"{name}/{repo}"
+    if said == "Invalid credentials in Authorization header":
+        return AuthRequired(f"{name} refuses this token: it is invalid or has expired; make a new one", source=name)
+    if code == "GatedRepo":
+        if status == 401 or not token:
+            how = f"log in: set HF_TOKEN to a token of an account that has been given access at {page}"
+        else:
+            how = f"accept the licence at {page} with the account of this token"
+        return AuthRequired(f"{repo} is gated; {how}", source=name)
+    if code is None and headers.get("X-Xet-Hash"):
+        how = f"fetch them with the Hub's own client (`hf download {repo}`)"
+        return bad_source(name, f"delivers files of {repo} through Xet only: {how}", code="xet_only")
+    if code in ("EntryNotFound", "RevisionNotFound"):
+        what = "file" if code == "EntryNotFound" else "revision"
+        return NotFound(f"{repo} has no such {what} at {name}", source=name)
+    if said == "Access to this resource is disabled.":
+        return SourceUnavailable(f"{repo} has been disabled at {name}", source=name, code="blocked")
+    if code == "RepoNotFound" or status in (401, 404):
+        how = "or no access for this token" if token else "or private: check the name, or set a token (HF_TOKEN)"
+        return NotFound(f"{repo}: no such repository at {name}, {how}", source=name)
+    if status == 403:
+        return AuthRequired(f"{name} denies access to {repo}", source=name)
+    return _trouble(name, repo, status, headers)
+
+
+def _trouble(name: str, repo: str, status: int, headers: Mapping[str, str]) -> NodeError:
+    if status == 508:
+        return bad_source(name, "is this node itself: set hf_upstream to the Hub", code="loop")
+    wait = retry_after_s(headers)
+    if status == 429:
+        when = "" if wait is None else f", come back in {wait:.0f} s"
+        return SourceUnavailable(
+            f"{name} is asked too often{when}", source=name, code="rate_limited", retry_after_s=wait
+        )
+    return SourceUnavailable(f"{name} answered {status}", source=name, retry_after_s=wait)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds of a Retry-After header; None for a date, garbage, or none."""
+    text = headers.get("Retry-After", "")
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
