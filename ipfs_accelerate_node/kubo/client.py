@@ -1,0 +1,351 @@
+"""What the rest of the node can ask of a Kubo daemon. Bytes that come from here are as untrusted as any other
+source's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.errors import (
+    IntegrityError,
+    InvalidCid,
+    NodeError,
+    SourceUnavailable,
+    StorageError,
+    Unavailable,
+)
+from ipfs_accelerate_node.kubo import calls
+from ipfs_accelerate_node.kubo.calls import Call
+from ipfs_accelerate_node.kubo.control import Control
+from ipfs_accelerate_node.kubo.endpoint import Endpoint
+from ipfs_accelerate_node.kubo.rpc import Body, Parameters, Rpc
+
+T = TypeVar("T")
+
+SOURCE = "kubo"
+MAX_BLOCK_BYTES = 2 * 1024 * 1024  # what bitswap carries; a bigger block is refused before it fills memory
+_CONTROL_TIMEOUT_S = 15.0
+_REMOVE_AT_ONCE = 256  # CIDs per block/rm request: about 20 KB of query
+_JSON_BYTES = 1 << 20
+_PROVIDER = 4  # Type of a routing event that carries providers
+
+ADD_FLOOR_BYTES_S = 4 << 20  # slower than this, an add is given up
+
+
+class KuboClient:
+    """One daemon. peer_id, version: of the daemon as it answered at `open`. managed: it is our own child.
+
+    Every method raises Unavailable (kubo_unavailable, kubo_timeout, kubo_forbidden, or kubo_error with Kubo's words)
+    unless it says otherwise.
+    """
+
+    def __init__(self, place: Endpoint, *, peer_id: str, version: str, managed: bool) -> None:
+        self.url = place.url
+        self.peer_id = peer_id
+        self.version = version
+        self.managed = managed
+        self._control = Control(place)
+        self._rpc = Rpc(place)
+
+    @classmethod
+    async def open(cls, place: Endpoint, *, managed: bool, timeout_s: float = _CONTROL_TIMEOUT_S) -> KuboClient:
+        """Of a daemon that answers now."""
+        client = cls(place, peer_id="", version="", managed=managed)
+        try:
+            client.version = await client.probe(timeout_s=timeout_s)
+            client.peer_id = str((await client.id(timeout_s=timeout_s))["ID"])
+        except (KeyError, TypeError) as exc:
+            await client.aclose()
+            raise Unavailable(f"what answers at {place.url} is not Kubo", code="kubo_unavailable") from exc
+        except BaseException:
+            await client.aclose()
+            raise
+        return client
+
+    async def aclose(self) -> None:
+        self._control.close()
+        await self._rpc.aclose()
+
+    # --- the daemon itself
+
+    async def probe(self, *, timeout_s: float) -> str:
+        """Its version: the cheapest sign of life."""
+        answer = await self._control.call(
+            calls.VERSION, lambda api: api.version(timeout=timeout_s), timeout_s=timeout_s
+        )
+        return str(answer["Version"])
+
+    async def id(self, *, timeout_s: float = _CONTROL_TIMEOUT_S) -> dict[str, Any]:
+        """ID, PublicKey, Addresses, AgentVersion, Protocols."""
+        answer = await self._control.call(calls.ID, lambda api: api.id(timeout=timeout_s), timeout_s=timeout_s)
+        return dict(answer)
+
+    async def addresses(self) -> list[str]:
+        """Multiaddrs that others may dial, each ending in /p2p/<peer id>."""
+        return [str(address) for address in (await self.id()).get("Addresses") or ()]
+
+    async def repo_stat(self) -> dict[str, Any]:
+        """RepoSize, StorageMax (bytes), NumObjects, RepoPath, Version."""
+        answer = await self._control.call(
+            calls.REPO_STAT, lambda api: api.repo.stat(timeout=_CONTROL_TIMEOUT_S), timeout_s=_CONTROL_TIMEOUT_S
+        )
+        return dict(answer)
+
+    async def connect(self, multiaddr: str, *, timeout_s: float = _CONTROL_TIMEOUT_S) -> None:
+        await self._control.call(
+            calls.SWARM_CONNECT, lambda api: api.swarm.connect(multiaddr, timeout=timeout_s), timeout_s=timeout_s
+        )
+
+    # --- blocks
+
+    async def block_get(self, cid: Cid, *, timeout_s: float, offline: bool = False) -> bytes:
+        """The block's bytes as Kubo has them: not verified here.
+
+        offline: only what the daemon holds already. Raises SourceUnavailable (source "kubo"): stalled when nothing
+        came within timeout_s (the network has no "nobody has it"), not_found when offline, truncated,
+        block_too_large, kubo_…
+        """
+        query = [("arg", str(cid)), *([("offline", "true")] if offline else ())]
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._rpc.read(calls.BLOCK_GET, query, limit_bytes=MAX_BLOCK_BYTES)
+        except TimeoutError as exc:
+            raise SourceUnavailable(
+                f"Kubo found no {cid} within {timeout_s:g} s", source=SOURCE, cid=cid, code="stalled"
+            ) from exc
+        except Unavailable as exc:
+            raise SourceUnavailable(str(exc), source=SOURCE, cid=cid, code=_source_code(exc)) from exc
+
+    async def block_put(self, cid: Cid, data: bytes, *, timeout_s: float = 30.0) -> None:
+        """Store one block. Raises IntegrityError when Kubo names it otherwise (so data is not what cid says)."""
+        if cid.inline is not None:
+            return  # an identity CID is its own block
+        query = [("cid-codec", cid.codec_name), ("mhtype", cid.hash_name), ("pin", "false")]
+        answer = await self._one(calls.BLOCK_PUT, query, timeout_s=timeout_s, body=Body(bytes(data)))
+        stored = _cid(answer.get("Key"))
+        if stored.canonical != cid.canonical:
+            raise IntegrityError(expected=cid, actual=stored, origin=SOURCE)
+
+    async def block_rm(self, cids: Iterable[Cid], *, timeout_s: float = 60.0) -> list[Cid]:
+        """Remove blocks from the daemon's repo; those it has not are no error. Returns those it kept because a pin
+        holds them."""
+        refused: list[Cid] = []
+        remaining = iter([cid for cid in cids if cid.inline is None])
+        while batch := list(islice(remaining, _REMOVE_AT_ONCE)):
+            query = [("force", "true"), *(("arg", str(cid)) for cid in batch)]
+            async with self._timeout(calls.BLOCK_RM, timeout_s):
+                async with aclosing(self._rpc.lines(calls.BLOCK_RM, query)) as lines:
+                    refused += [_cid(line.get("Hash")) async for line in lines if line.get("Error")]
+        return refused
+
+    async def has_block(self, cid: Cid, *, timeout_s: float = _CONTROL_TIMEOUT_S) -> bool:
+        """Whether the daemon's own repo holds it."""
+        query = [("arg", str(cid)), ("offline", "true")]
+        return await _unless(self._one(calls.BLOCK_STAT, query, timeout_s=timeout_s), "not", "find") is not None
+
+    async def add_nocopy(self, path: Path, parameters: Parameters) -> Cid:
+        """Reference the blocks of an immutable file, unpinned and unannounced; the root that Kubo built.
+
+        parameters: import options (chunker, hash, …) as the RPC spells them. The file is read once by us and sent. It
+        must lie below the parent folder of the daemon's repo and never change. Raises StorageError when it cannot be
+        read here.
+        """
+        try:
+            size = (await asyncio.to_thread(path.stat)).st_size
+        except OSError as exc:
+            raise StorageError(f"cannot read {path.name}: {exc.strerror}") from exc
+        query = [("nocopy", "true"), ("pin", "false"), ("fast-provide-root", "false"), ("progress", "false")]
+        answer = await self._one(
+            calls.ADD,
+            [*query, *parameters],
+            timeout_s=30.0 + size / ADD_FLOOR_BYTES_S,
+            body=Body(path, abspath=True),
+        )
+        return _cid(answer.get("Hash"))
+
+    # --- what is kept, what is told
+
+    async def pin_add(
+        self, cid: Cid, *, recursive: bool = True, name: str | None = None, timeout_s: float = 120.0
+    ) -> None:
+        """Keep it and, in a daemon of ours, have it announced from time to time. Fetches what is missing."""
+        options = {} if name is None else {"name": name}
+        await self._control.call(
+            calls.PIN_ADD,
+            lambda api: api.pin.add(str(cid), recursive=recursive, opts=dict(options), timeout=timeout_s),
+            timeout_s=timeout_s,
+        )
+
+    async def pin_rm(self, cid: Cid) -> bool:
+        """False: it was not pinned."""
+        removed = self._control.call(
+            calls.PIN_RM,
+            lambda api: api.pin.rm(str(cid), timeout=_CONTROL_TIMEOUT_S),
+            timeout_s=_CONTROL_TIMEOUT_S,
+        )
+        return await _unless(removed, "not pinned") is not None
+
+    async def pin_name(self, cid: Cid) -> str | None:
+        """The name of its recursive pin ("" when that has none), or None when it is not pinned."""
+        listed = self._control.call(
+            calls.PIN_LS,
+            lambda api: api.pin.ls(str(cid), type="recursive", opts={"names": "true"}, timeout=_CONTROL_TIMEOUT_S),
+            timeout_s=_CONTROL_TIMEOUT_S,
+        )
+        pins = (await _unless(listed, "not pinned") or {}).get("Keys") or {}
+        return next((str(pin.get("Name", "")) for pin in pins.values()), None)
+
+    async def pinned(self, cid: Cid) -> bool:
+        return await self.pin_name(cid) is not None
+
+    async def files_cp(self, cid: Cid, path: str, *, timeout_s: float = 30.0) -> None:
+        """Name it in the daemon's own file tree (MFS), which keeps it from garbage collection. Idempotent."""
+        copied = self._control.call(
+            calls.FILES_CP,
+            lambda api: api.files.cp(f"/ipfs/{cid}", path, opts={"parents": "true"}, timeout=timeout_s),
+            timeout_s=timeout_s,
+        )
+        await _unless(copied, "already has entry")
+
+    async def files_rm(self, path: str, *, timeout_s: float = 30.0) -> None:
+        """Idempotent."""
+        await self._one(
+            calls.FILES_RM,
+            [("arg", path), ("recursive", "true"), ("force", "true")],
+            timeout_s=timeout_s,
+            empty=True,
+        )
+
+    async def complete(self, cid: Cid, *, timeout_s: float) -> bool:
+        """Whether the daemon's own repo holds the whole DAG. Reads all of it."""
+        query = [("arg", f"/ipfs/{cid}"), ("with-local", "true"), ("offline", "true")]
+        answer = await _unless(self._one(calls.FILES_STAT, query, timeout_s=timeout_s), "not", "find")
+        return (answer or {}).get("Local") is True
+
+    async def providers(self, cid: Cid, *, limit: int = 20, timeout_s: float) -> list[str]:
+        """Peer ids of those who announced it, as found within timeout_s; none found is an empty list."""
+        found: dict[str, None] = {}
+        query = [("arg", str(cid)), ("num-providers", str(limit))]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                async with aclosing(self._rpc.lines(calls.FIND_PROVIDERS, query)) as lines:
+                    async for line in lines:
+                        if line.get("Type") == _PROVIDER:
+                            found |= {str(peer["ID"]): None for peer in line.get("Responses") or ()}
+                        if len(found) >= limit:
+                            break
+        return list(found)[:limit]
+
+    async def provide(self, cid: Cid, *, timeout_s: float = 60.0) -> None:
+        """Announce it now and wait until that is done; the daemon must have the block."""
+        await self._one(calls.PROVIDE, [("arg", str(cid))], timeout_s=timeout_s, empty=True)
+
+    # --- records and names
+
+    async def dag_get(self, cid: Cid, *, timeout_s: float = _CONTROL_TIMEOUT_S) -> Any:
+        """The node as dag-json values."""
+        return await self._control.call(
+            calls.DAG_GET, lambda api: api.dag.get(str(cid), timeout=timeout_s), timeout_s=timeout_s
+        )
+
+    async def key_import(self, name: str, seed: bytes) -> str:
+        """Hand an Ed25519 key to the daemon (its 32-byte seed); the key's id. A key of that name stays as it is."""
+        public = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+        keys = await self._control.call(
+            calls.KEY_LIST, lambda api: api.key.list(timeout=_CONTROL_TIMEOUT_S), timeout_s=_CONTROL_TIMEOUT_S
+        )
+        for key in keys.get("Keys") or ():
+            if key["Name"] == name:
+                return str(key["Id"])
+        answer = await self._one(
+            calls.KEY_IMPORT,
+            [("arg", name), ("format", "libp2p-protobuf-cleartext")],
+            timeout_s=_CONTROL_TIMEOUT_S,
+            body=Body(private_key_protobuf(seed, public)),
+        )
+        return str(answer["Id"])
+
+    async def name_publish(self, key_name: str, cid: Cid, *, timeout_s: float = 120.0) -> str:
+        """Point the IPNS name of that key ("self": the daemon's own) to cid; the name.
+
+        Without peers it is kept, and published later.
+        """
+        answer = await self._control.call(
+            calls.NAME_PUBLISH,
+            lambda api: api.name.publish(
+                f"/ipfs/{cid}", key=key_name, allow_offline=True, resolve=False, timeout=timeout_s
+            ),
+            timeout_s=timeout_s,
+        )
+        return str(answer["Name"])
+
+    # --- plumbing
+
+    async def _one(
+        self,
+        call: Call,
+        query: Sequence[tuple[str, str]],
+        *,
+        timeout_s: float,
+        body: Body | None = None,
+        empty: bool = False,
+    ) -> dict[str, Any]:
+        """The last object of the answer. empty: there may be none."""
+        last: dict[str, Any] | None = None
+        async with self._timeout(call, timeout_s):
+            async with aclosing(self._rpc.lines(call, query, body=body)) as lines:
+                async for line in lines:
+                    last = line
+        if last is None and not empty:
+            raise Unavailable(f"Kubo broke off its answer to {call.path}", code="kubo_truncated", call=call.path)
+        return last or {}
+
+    @asynccontextmanager
+    async def _timeout(self, call: Call, timeout_s: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+        except TimeoutError as exc:
+            raise Unavailable(
+                f"Kubo did not answer {call.path} within {timeout_s:g} s", code="kubo_timeout", call=call.path
+            ) from exc
+
+
+async def _unless(asked: Awaitable[T], *words: str) -> T | None:
+    """What was asked for, or None when Kubo refuses it in these words (its errors have no codes)."""
+    try:
+        return await asked
+    except Unavailable as exc:
+        if exc.code == "kubo_error" and all(word in str(exc.detail.get("kubo")) for word in words):
+            return None
+        raise
+
+
+def _cid(value: object) -> Cid:
+    """A CID in Kubo's answer."""
+    try:
+        return Cid.parse(str(value))
+    except InvalidCid as exc:
+        raise Unavailable(f"Kubo named a block in a way not understood: {exc}", code="kubo_error") from exc
+
+
+def private_key_protobuf(seed: bytes, public: bytes) -> bytes:
+    """libp2p's PrivateKey message of an Ed25519 key: type 1, then 64 bytes of seed and public key."""
+    return b"\x08\x01\x12\x40" + seed + public
+
+
+def _source_code(error: NodeError) -> str:
+    if error.code == "kubo_truncated":
+        return "truncated"
+    said = str(error.detail.get("kubo", ""))
+    if "not found" in said or "could not find" in said:
+        return "not_found"
+    return error.code
