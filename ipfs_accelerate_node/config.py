@@ -55,7 +55,7 @@ SECRETS = frozenset({"kubo_auth", "hf_token"})
 SINGULAR = {"gateway": "gateways", "peer": "peers", "allow_host": "allow_hosts", "quota": "quota_bytes"}
 _FLAGS = {plural: singular for singular, plural in SINGULAR.items()}
 # Variables of the prefix that are not settings of the node: they say where the daemon is, and where the settings are.
-_OTHER_VARIABLES = frozenset({"URL", "KEY", "KEY_FILE", "CONFIG"})
+_OTHER_VARIABLES = frozenset({"URL", "KEY", "KEY_FILE", "CONFIG", "DEBUG"})
 _FIELDS = {f.name: str(f.type) for f in fields(Config)}
 
 
