@@ -63,6 +63,15 @@ def seal(record: dict[str, Value], key: NodeKey, prefix: bytes) -> Sealed:
     return Sealed(record_cid, record_bytes, Cid.of(envelope_bytes, DAG_CBOR), envelope_bytes)
 
 
+def is_envelope(block: bytes) -> bool:
+    """Whether a block has an envelope's form; for telling a record's block from it, nothing is verified."""
+    try:
+        _parts(block)
+    except BadContent:
+        return False
+    return True
+
+
 def envelope_record(envelope_bytes: bytes) -> Cid:
     """The CID of the record an envelope is about; nothing is verified yet. Raises BadContent(bad_record)."""
     return _parts(envelope_bytes)[0]
