@@ -1,0 +1,46 @@
+"""Layer 2: verified model files on disk. `Store` is the only door; everything here blocks, so call it from a thread.
+
+Who owns what, under the cache directory:
+
+- ``blobs/<file cid>``: one verified file, 0400, never changed; equal bytes under two file CIDs are one inode.
+- ``models/<root>/``: hard links to blobs, the loadable directory. ``models/<root>.plan``: its DAG (node blocks,
+  leaves, sha256 and git-sha1 of each file). ``models/<root>.json``: names, pin, visibility, provenance; written
+  last, so a model exists if and only if this file does.
+- ``partial/``: files still being fetched, each with the record of what is durable; copies being ingested.
+- ``quarantine/``: what turned out not to be what its name says.
+- ``index.sqlite``: all of the above, searchable. Derived: losing it costs time only.
+
+A crash loses at most what was not yet synced of a partial file. `rebuild` puts everything else right at the next start.
+"""
+
+from ipfs_accelerate_node.store.ingest import Ingested, hash_directory, ingest
+from ipfs_accelerate_node.store.partial import PartialFile
+from ipfs_accelerate_node.store.quota import Reservation
+from ipfs_accelerate_node.store.store import Store
+from ipfs_accelerate_node.store.types import (
+    CorruptFile,
+    GcReport,
+    LeafPlace,
+    Provenance,
+    SourceShare,
+    StoredFile,
+    StoredModel,
+    VerifyReport,
+)
+
+__all__ = [
+    "CorruptFile",
+    "GcReport",
+    "Ingested",
+    "LeafPlace",
+    "PartialFile",
+    "Provenance",
+    "Reservation",
+    "SourceShare",
+    "Store",
+    "StoredFile",
+    "StoredModel",
+    "VerifyReport",
+    "hash_directory",
+    "ingest",
+]

@@ -1,0 +1,74 @@
+"""What goes when room is needed: unpinned models, longest unused first, then files and parts that nothing needs now."""
+
+from __future__ import annotations
+
+import logging
+
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.store.index import Index
+from ipfs_accelerate_node.store.models import Models
+from ipfs_accelerate_node.store.partials import Partials
+from ipfs_accelerate_node.store.types import GcReport, StoredModel
+
+log = logging.getLogger(__name__)
+
+
+class Eviction:
+    """Never takes what is pinned, in use, or being brought by someone. Callers hold the store's lock."""
+
+    def __init__(self, index: Index, models: Models, partials: Partials) -> None:
+        self._index = index
+        self._models = models
+        self._partials = partials
+
+    def evictable_bytes(self) -> int:
+        """What `evict` could free at most: files all of whose models may go count once, as one inode."""
+        going = {model.root for model in self._candidates()}
+        staying = [model.root for model in self._models.shelf.models() if model.root not in going]
+        kept = {sha for root in staying for sha, _ in self._bytes_of(root)}
+        kept |= {row.sha256 for row in self._models.blobs.guarded_files()}
+        loose = {row.sha256: row.size for row in self._models.blobs.loose()}
+        freed = {sha: size for root in going for sha, size in self._bytes_of(root)}
+        files = sum(int(size) for sha, size in {**loose, **freed}.items() if sha not in kept)
+        return files + self._partials.resting_bytes()
+
+    def evict(self, needed_bytes: int) -> int:
+        """Frees at least so much if that is possible. Returns the bytes freed."""
+        freed = 0
+        for model in self._candidates():
+            if freed >= needed_bytes:
+                return freed
+            freed += self._models.remove(model.root)
+            log.info("store.evict root=%s", model.root)
+        for row in self._models.blobs.loose():
+            if freed >= needed_bytes:
+                return freed
+            freed += self._models.blobs.drop(row)
+        if freed < needed_bytes:
+            freed += self._partials.drop_resting(needed_bytes - freed)
+        return freed
+
+    def collect(self) -> GcReport:
+        """All that `evict` may ever take, and node blocks of no model."""
+        removed: list[Cid] = []
+        freed = 0
+        for model in self._candidates():
+            freed += self._models.remove(model.root)
+            removed.append(model.root)
+        freed += sum(self._models.blobs.drop(row) for row in self._models.blobs.loose())
+        freed += self._partials.drop_resting()
+        if not self._partials.is_open():
+            self._index.run("DELETE FROM nodes WHERE NOT EXISTS(SELECT 1 FROM model_nodes WHERE node=nodes.id)")
+        return GcReport(tuple(removed), freed)
+
+    def _candidates(self) -> list[StoredModel]:
+        models = self._models.shelf.models()
+        return [model for model in models if not model.pinned and not self._models.in_use(model.root)]
+
+    def _bytes_of(self, root: Cid) -> list[tuple[bytes, int]]:
+        """sha256 and size of the distinct files of a model."""
+        sql = (
+            "SELECT DISTINCT sha256, size FROM files JOIN members ON file=files.id"
+            " JOIN models ON models.id=model WHERE root=?"
+        )
+        return [(row[0], int(row[1])) for row in self._index.all(sql, (bytes(root),))]

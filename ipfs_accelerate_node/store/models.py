@@ -1,0 +1,314 @@
+"""Model directories: committed as a whole, changed only in their label, removed as a whole.
+
+Order of a commit: links in a hidden directory, plan, rename, label, rows. Of a removal: label, rows, links, blobs. So
+wherever it stops, a label means a complete model, and everything without one is cleared at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from ipfs_accelerate_node.content.cid import RAW, Cid
+from ipfs_accelerate_node.content.names import check_name
+from ipfs_accelerate_node.content.plan import ModelPlan
+from ipfs_accelerate_node.errors import Conflict, NotFound, StorageError
+from ipfs_accelerate_node.store import disk, sidecar
+from ipfs_accelerate_node.store.blobs import Blobs
+from ipfs_accelerate_node.store.failpoints import Failpoints
+from ipfs_accelerate_node.store.index import FileRow, Index
+from ipfs_accelerate_node.store.layout import Layout
+from ipfs_accelerate_node.store.shelf import Shelf
+from ipfs_accelerate_node.store.sidecar import Hashes, Label
+from ipfs_accelerate_node.store.types import CorruptFile, StoredModel
+
+log = logging.getLogger(__name__)
+NEW_PREFIX = ".new-"
+
+
+class Models:
+    """lock: the store's; every change of what is on disk happens under it."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        index: Index,
+        lock: threading.RLock,
+        failpoints: Failpoints,
+    ) -> None:
+        self._layout = layout
+        self._index = index
+        self._lock = lock
+        self._failpoints = failpoints
+        self._in_use: Counter[Cid] = Counter()
+        self.shelf = Shelf(index, layout)
+        self.blobs = Blobs(layout, index, lock, failpoints, self.quarantine)
+
+    def commit(self, plan: ModelPlan, nodes: Iterable[tuple[Cid, bytes]], label: Label) -> StoredModel:
+        """The model, complete and durable; one that is here already only gains label's names, pin and visibility.
+
+        Raises NotFound if a file is not a blob, IntegrityError for a wrong node block, UnsafeContent, StorageError,
+        Conflict if a name means another root.
+        """
+        nodes = list(nodes)
+        for cid, block in nodes:
+            cid.check(block, "a node block")
+        with self._lock, disk.storing(f"cannot commit {plan.root}"):
+            self._layout.check()
+            for name in label.names:
+                self._check_name_free(name, plan.root)
+            label = self._with_damaged(label)
+            if (found := self.shelf.model(plan.root)) is not None:
+                return self._widen(found, label)
+            members = self._members(plan)
+            if not root_is_known(plan, nodes):
+                raise NotFound(f"the block of {plan.root} itself is missing", code="missing_block")
+            label = replace(label, root=plan.root.canonical, last_used=self._index.tick())
+            self._write(plan, members, nodes, label)
+            ids = {path: row.id for path, row in members.items()}
+            self._failpoints.hit("commit.before_row")
+            self.shelf.put(label, size_bytes=plan.size_bytes, members=ids, nodes=nodes)
+            disk.unlink_if_there(f"{label.root}.json", dir_fd=self._layout.quarantine)
+        return self.get(plan.root)
+
+    def get(self, root: Cid) -> StoredModel:
+        """Raises NotFound."""
+        found = self.shelf.model(root)
+        if found is None:
+            raise NotFound(f"{root} is not stored here", cid=str(root))
+        return found
+
+    def relabel(
+        self, root: Cid, *, names: Iterable[str] | None = None, pinned: bool | None = None, public: bool | None = None
+    ) -> StoredModel:
+        """Durable before it returns. Raises NotFound, StorageError."""
+        with self._lock, disk.storing(f"cannot change {root}"):
+            found = self.get(root)
+            label = replace(
+                self.shelf.label(found),
+                names=found.names if names is None else tuple(sorted(set(names))),
+                pinned=found.pinned if pinned is None else pinned,
+                public=found.public if public is None else public,
+            )
+            self._write_label(label)
+            self._failpoints.hit("label.before_row")
+            self.shelf.relabel(label)
+        return self.get(root)
+
+    def set_name(self, root: Cid, name: str) -> StoredModel:
+        with self._lock:
+            found = self.get(root)
+            self._check_name_free(name, root)
+            return found if name in found.names else self.relabel(root, names=(*found.names, name))
+
+    def drop_name(self, name: str) -> None:
+        """Raises NotFound."""
+        with self._lock:
+            root = self.shelf.named(name)
+            if root is None:
+                raise NotFound(f"no model is called {name!r}")
+            self.relabel(root, names=[other for other in self.get(root).names if other != name])
+
+    @contextlib.contextmanager
+    def use(self, root: Cid) -> Iterator[StoredModel]:
+        """Not removed meanwhile. Raises NotFound."""
+        with self._lock:
+            found = self.get(root)
+            self._in_use[found.root] += 1
+            self.shelf.touch(root)
+        try:
+            yield found
+        finally:
+            with self._lock:
+                self._in_use[found.root] -= 1
+
+    def in_use(self, root: Cid) -> bool:
+        return self._in_use[root.canonical] > 0
+
+    def remove(self, root: Cid, *, force: bool = False) -> int:
+        """Returns the bytes freed: files that other models hold stay. Raises NotFound, Conflict, StorageError."""
+        with self._lock, disk.storing(f"cannot remove {root}"):
+            found = self.get(root)
+            if self.in_use(root):
+                raise Conflict(f"{root} is in use; unload it first", cid=str(found.root))
+            if found.pinned and not force:
+                raise Conflict(f"{root} is pinned; unpin it or use force", cid=str(found.root))
+            self._layout.check()
+            disk.unlink_if_there(f"{found.root}.json", dir_fd=self._layout.models)
+            os.fsync(self._layout.models)
+            self._failpoints.hit("remove.before_rows")
+            members = self._files_of(found.root)
+            self.shelf.drop(found.root)
+            self._failpoints.hit("remove.before_links")
+            self._clear(found.root)
+            going = [row for row in members if not self._index.homes(row.id) and not self.blobs.is_guarded(row.cid)]
+            freed = sum(self.blobs.drop(row) for row in going)
+        log.info("store.remove root=%s freed=%d", found.root, freed)
+        return freed
+
+    def quarantine(self, cid: Cid, reason: str) -> CorruptFile:
+        """Takes a file out of the store, with every equal file (the same inode) and every model that holds one.
+
+        Their labels stay in quarantine: a later commit of the same root gets its names and pin back.
+        """
+        with self._lock, disk.storing(f"cannot quarantine {cid}"):
+            row = self._index.file(cid)
+            if row is None:
+                return CorruptFile(cid, (), (), reason)
+            twins = [row, *(twin for twin in self._index.same_bytes(row.sha256) if twin.id != row.id)]
+            homes = sorted({home for twin in twins for home in self._index.homes(twin.id)}, key=str)
+            roots = tuple(dict.fromkeys(root for root, _ in homes))
+            if disk.stat_if_there(str(row.cid), dir_fd=self._layout.blobs) is not None:
+                self._layout.set_aside(str(row.cid), self._layout.blobs)
+            for root in roots:
+                self.take_down(root)
+            for twin in twins:
+                self.blobs.drop(twin)
+        log.error("store.quarantine file=%s roots=%s reason=%s", cid, ",".join(map(str, roots)), reason)
+        return CorruptFile(row.cid, tuple(f"{root}/{path}" for root, path in homes), roots, reason)
+
+    def take_down(self, root: Cid) -> None:
+        """A model that lost a file: its label goes to quarantine, its other files and node blocks stay for a retry."""
+        name = f"{root.canonical}.json"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(name, name, src_dir_fd=self._layout.models, dst_dir_fd=self._layout.quarantine)
+        os.fsync(self._layout.models)
+        self.shelf.drop(root, keep_nodes=True)
+        self._clear(root)
+
+    def damaged(self) -> list[Label]:
+        """Models that were taken down and not fetched again."""
+        with self._lock, disk.storing("cannot read the quarantine"):
+            names = [name for name in os.listdir(self._layout.quarantine) if name.endswith(".json")]
+            return [label for name in sorted(names) if (label := self.read_label(name, self._layout.quarantine))]
+
+    def read_label(self, name: str, dir_fd: int) -> Label | None:
+        """None if there is none that can be read."""
+        try:
+            return sidecar.decode_label(disk.read_file(name, dir_fd=dir_fd, limit_bytes=sidecar.LABEL_LIMIT_BYTES))
+        except (FileNotFoundError, sidecar.BadSidecar):
+            return None
+
+    def read_plan(self, root: Cid) -> sidecar.PlanFile:
+        """Raises NotFound, StorageError where it cannot be read or is corrupt."""
+        try:
+            with disk.storing(f"cannot read the plan of {root}"):
+                data = disk.read_file(
+                    f"{root.canonical}.plan", dir_fd=self._layout.models, limit_bytes=sidecar.PLAN_LIMIT_BYTES
+                )
+            return sidecar.decode_plan(data)
+        except sidecar.BadSidecar as exc:
+            raise StorageError(f"the plan of {root} is corrupt: {exc}") from exc
+
+    def link_members(self, directory: str, plan: ModelPlan) -> None:
+        """Fills a new directory under ``models/`` with hard links to the plan's blobs, and syncs it."""
+        os.mkdir(directory, 0o700, dir_fd=self._layout.models)
+        for name in plan.directories:
+            os.mkdir(f"{directory}/{name}", 0o700, dir_fd=self._layout.models)
+        for file in plan.files:
+            target = f"{directory}/{member_path(plan, file.path)}"
+            source = str(file.cid.canonical)
+            fds = {"src_dir_fd": self._layout.blobs, "dst_dir_fd": self._layout.models}
+            os.link(source, target, follow_symlinks=False, **fds)
+        for name in ("", *plan.directories):
+            fd = disk.open_directory(f"{directory}/{name}" if name else directory, dir_fd=self._layout.models)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    # private
+
+    def _write(
+        self, plan: ModelPlan, members: dict[str, FileRow], nodes: list[tuple[Cid, bytes]], label: Label
+    ) -> None:
+        hashes = {row.cid: Hashes(row.sha256, row.git_sha1) for row in members.values()}
+        new, name = f"{NEW_PREFIX}{label.root}", str(label.root)
+        self._clear(label.root)
+        self._failpoints.hit("commit.before_links")
+        try:
+            self.link_members(new, plan)
+            self._failpoints.hit("commit.before_plan")
+            disk.write_file(f"{name}.plan", sidecar.encode_plan(plan, hashes, nodes), dir_fd=self._layout.models)
+            self._failpoints.hit("commit.before_rename")
+            os.rename(new, name, src_dir_fd=self._layout.models, dst_dir_fd=self._layout.models)
+            os.fsync(self._layout.models)
+            self._failpoints.hit("commit.before_label")
+            self._write_label(label)
+        except OSError:
+            self._clear(label.root)
+            raise
+
+    def _members(self, plan: ModelPlan) -> dict[str, FileRow]:
+        members: dict[str, FileRow] = {}
+        for file in plan.files:
+            path = member_path(plan, file.path)
+            for part in path.split("/"):
+                check_name(part)
+            row = self._index.file(file.cid)
+            if row is None:
+                raise NotFound(f"{file.path or plan.root} ({file.cid}) is not stored yet", cid=str(file.cid))
+            members[file.path] = row
+        return members
+
+    def _widen(self, found: StoredModel, label: Label) -> StoredModel:
+        names = set(found.names) | set(label.names)
+        pinned, public = found.pinned or label.pinned, found.public or label.public
+        self.shelf.touch(found.root)
+        if (tuple(sorted(names)), pinned, public) == (found.names, found.pinned, found.public):
+            return self.get(found.root)
+        return self.relabel(found.root, names=names, pinned=pinned, public=public)
+
+    def _with_damaged(self, label: Label) -> Label:
+        old = self.read_label(f"{label.root.canonical}.json", self._layout.quarantine)
+        if old is None:
+            return label
+        names = (name for name in old.names if self.shelf.named(name) is None)
+        return replace(
+            label,
+            names=tuple(sorted({*label.names, *names})),
+            pinned=label.pinned or old.pinned,
+            public=label.public or old.public,
+        )
+
+    def _check_name_free(self, name: str, root: Cid) -> None:
+        other = self.shelf.named(name)
+        if other is not None and other != root.canonical:
+            raise Conflict(f"{name!r} is the name of {other}", cid=str(other))
+
+    def _files_of(self, root: Cid) -> list[FileRow]:
+        sql = (
+            "SELECT DISTINCT files.cid FROM members JOIN models ON models.id=model JOIN files ON files.id=file"
+            " WHERE root=?"
+        )
+        rows = [self._index.file(Cid.decode(row[0])) for row in self._index.all(sql, (bytes(root.canonical),))]
+        return [row for row in rows if row is not None]
+
+    def _write_label(self, label: Label) -> None:
+        disk.write_file(f"{label.root}.json", sidecar.encode_label(label), dir_fd=self._layout.models)
+
+    def _clear(self, root: Cid) -> None:
+        """Directory and plan of a model without a label."""
+        for name in (str(root.canonical), f"{NEW_PREFIX}{root.canonical}"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(name, dir_fd=self._layout.models)
+        disk.unlink_if_there(f"{root.canonical}.plan", dir_fd=self._layout.models)
+
+
+def member_path(plan: ModelPlan, path: str) -> str:
+    """Where a file lies in its model's directory: a root that is a file is called by its CID."""
+    return path or str(plan.root.canonical)
+
+
+def root_is_known(plan: ModelPlan, nodes: Iterable[tuple[Cid, bytes]]) -> bool:
+    """Whether the root itself can be served: as a node block, or as a file's leaf."""
+    root = plan.root.canonical
+    if root.inline is not None or any(cid.canonical == root for cid, _ in nodes):
+        return True
+    return root.codec == RAW or any(leaf.cid.canonical == root for file in plan.files for leaf in file.leaves)

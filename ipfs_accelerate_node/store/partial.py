@@ -1,0 +1,343 @@
+"""A file that is being brought, leaf by leaf, in any order, over any number of starts.
+
+``partial/<cid>`` is the data, at its final offsets; ``partial/<cid>.have`` lists what is durable: it is appended to
+only after the data was synced, so it never claims a byte that a power cut could take. What was written but not
+recorded is not lost by a mere kill: bytes found outside the record are hashed against their leaves and count if they
+match.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.plan import FilePlan, Leaf
+from ipfs_accelerate_node.errors import BadContent, NotFound, StorageError
+from ipfs_accelerate_node.store import disk
+from ipfs_accelerate_node.store.blobs import Incoming, read_payload
+from ipfs_accelerate_node.store.index import key
+from ipfs_accelerate_node.store.quota import Hold
+from ipfs_accelerate_node.store.ranges import Ranges
+from ipfs_accelerate_node.store.sidecar import Hashes
+from ipfs_accelerate_node.store.types import LeafPlace, StoredFile
+
+if TYPE_CHECKING:
+    from ipfs_accelerate_node.store.partials import Partials
+
+RECORD_SUFFIX = ".have"
+_HEAD = struct.Struct("<8sQ")
+_MAGIC = b"ianhave1"
+_ENTRY = struct.Struct("<QQI")  # offset, length, crc32 of both
+_READ_BYTES = 1 << 20
+
+
+class PartialFile:
+    """Made by `Store.partial`. Methods may be called from several threads; each blocks for its I/O only."""
+
+    def __init__(self, owner: Partials, cid: Cid, size: int, fd: int, hold: Hold) -> None:
+        self.cid = cid.canonical
+        self.size = size
+        self.users = 1
+        self._owner = owner
+        self._fd = fd
+        self._hold = hold
+        self._lock = threading.RLock()
+        self._open = True
+        self._written = Ranges()
+        self._unproven = Ranges()
+        self._pending: list[Leaf] = []
+        self._leaves: dict[bytes, Leaf] = {}
+        self._sha256 = hashlib.sha256()
+        self._git_sha1 = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        self._hashed = 0
+        self._record = -1
+
+    @property
+    def written_bytes(self) -> int:
+        """Verified bytes that are in the file, synced or not."""
+        with self._lock:
+            return self._written.total()
+
+    def covers(self, offset: int, length: int) -> bool:
+        """Whether all of these bytes are there and verified."""
+        with self._lock:
+            return self._written.covers(offset, offset + length)
+
+    def missing(self, leaves: Iterable[Leaf]) -> list[Leaf]:
+        """Those of the leaves still to be brought, in the order given.
+
+        Hashes what an earlier run left without a record, and fills in leaves whose CID carries their bytes.
+        """
+        return [leaf for leaf in leaves if not self._has(leaf)]
+
+    def write(self, leaf: Leaf, payload: bytes | memoryview) -> None:
+        """Puts the leaf's payload, which the caller has verified, at its place. Not durable until `sync`.
+
+        Raises StorageError (after evicting once, if the disk was full), BadContent if it does not fit the file.
+        """
+        if len(payload) != leaf.length or leaf.offset + leaf.length > self.size:
+            raise BadContent(f"leaf {leaf.cid} does not fit {self.cid}: {len(payload)} bytes at {leaf.offset}")
+        if self.covers(leaf.offset, leaf.length):
+            self._remember(leaf)
+            return
+        with disk.storing(f"cannot write {self.cid}"):
+            self._pwrite(payload, leaf.offset)
+        self._note(leaf, payload)
+
+    def sync(self) -> list[Leaf]:
+        """Makes what was written durable, then records it. Returns the leaves that became durable by this call.
+
+        Raises StorageError: then nothing since the last sync counts as written any more, because the kernel may have
+        dropped those pages.
+        """
+        with self._lock:
+            self._check_open()
+            leaves, self._pending = self._pending, []
+        if not leaves:
+            return []
+        try:
+            self._owner.failpoints.hit("partial.sync")
+            os.fdatasync(self._fd)
+            self._owner.failpoints.hit("partial.before_record")
+            with self._lock:
+                if self._open:
+                    self._append(leaves)
+        except OSError as exc:
+            with self._lock:
+                for leaf in leaves:
+                    self._written.remove(leaf.offset, leaf.offset + leaf.length)
+                    self._leaves.pop(key(leaf.cid), None)
+            raise disk.storage_failure(exc, f"cannot sync {self.cid}") from exc
+        with self._lock, disk.storing(f"cannot read {self.cid}"):
+            self._catch_up()
+        return leaves
+
+    def copy_from(self, leaf: Leaf, place: LeafPlace) -> None:
+        """Brings a leaf from a file of this store, sharing its disk blocks where the file system can; verified.
+
+        Raises NotFound if that file is gone, IntegrityError if its bytes are wrong: it has then been quarantined.
+        """
+        try:
+            payload = read_payload(place)
+        except FileNotFoundError as exc:
+            raise NotFound(f"{place.path.name} was removed meanwhile", cid=str(leaf.cid)) from exc
+        except OSError as exc:
+            if exc.errno == errno.EIO:
+                self._owner.corrupt(place.path.name, "cannot be read")
+            raise disk.storage_failure(exc, f"cannot read {place.path.name}") from exc
+        if not leaf.cid.matches(leaf.wrap(payload)):
+            self._owner.corrupt(place.path.name, f"bytes at {place.offset} are not {leaf.cid}")
+            leaf.cid.check(leaf.wrap(payload), f"stored file {place.path.name}")
+        if not self._share(leaf, place):
+            self.write(leaf, payload)
+            return
+        self._note(leaf, payload)
+
+    def block(self, cid: Cid) -> bytes | None:
+        """A leaf that is there, read back and hashed again."""
+        with self._lock:
+            leaf = self._leaves.get(key(cid))
+            if leaf is None or not self._open or not self._written.covers(leaf.offset, leaf.offset + leaf.length):
+                return None
+            with disk.storing(f"cannot read {self.cid}"):
+                block = leaf.wrap(disk.read_exactly(self._fd, leaf.length, leaf.offset))
+        return block if leaf.cid.matches(block) else None
+
+    def commit(self, file: FilePlan) -> StoredFile:
+        """Makes the file a blob: complete, synced, read-only, indexed. This object is closed then.
+
+        Raises BadContent (code incomplete) if a leaf is missing, StorageError. What was verified stays on an error.
+        """
+        with self._lock:
+            if (stored := self._owner.blobs.file(self.cid)) is not None:
+                self.discard()
+                return stored
+            self._check_open()
+            missing = self.missing(file.leaves)
+            if missing or file.size != self.size:
+                raise BadContent(f"{file.path or self.cid}: {len(missing)} leaves missing", code="incomplete")
+            with disk.storing(f"cannot commit {self.cid}"):
+                os.ftruncate(self._fd, self.size)
+                self.sync()
+                self._catch_up()
+                self._owner.failpoints.hit("partial.before_fsync")
+                os.fchmod(self._fd, 0o400)
+                os.fsync(self._fd)
+            hashes = Hashes(self._sha256.digest(), self._git_sha1.digest())
+            incoming = Incoming(file, hashes, str(self.cid), self._owner.layout.partial)
+            self._owner.blobs.admit([incoming], landed=self._hold.release)
+            self._close_fds()
+            self._owner.forget(self.cid)
+            with disk.storing(f"cannot commit {self.cid}"):
+                disk.unlink_if_there(f"{self.cid}{RECORD_SUFFIX}", dir_fd=self._owner.layout.partial)
+        stored = self._owner.blobs.file(self.cid)
+        if stored is None:
+            raise StorageError(f"{self.cid} was evicted as soon as it was stored")
+        return stored
+
+    def discard(self) -> None:
+        """Gives up the file and all that was brought of it."""
+        with self._lock:
+            self._close_fds()
+            self._owner.remove(self.cid)
+
+    def close(self) -> None:
+        """Ends the use; what was verified stays for another time. The last user's call closes it."""
+        with self._lock:
+            self.users -= 1
+            if self.users <= 0 and self._open:
+                self._close_fds()
+                self._owner.rest(self.cid, self._hold)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def drop_hold(self) -> None:
+        self._hold.release()
+
+    # private
+
+    def load(self) -> None:
+        """Reads the record of an earlier run, and finds data that it does not list."""
+        name = f"{self.cid}{RECORD_SUFFIX}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._record = os.open(name, flags, 0o600, dir_fd=self._owner.layout.partial)
+        data = disk.read_exactly(self._record, os.fstat(self._record).st_size, 0)
+        end = 0
+        if data[: _HEAD.size] == _HEAD.pack(_MAGIC, self.size):
+            end = self._load_entries(data)
+        os.ftruncate(self._record, end)
+        if end == 0:
+            disk.write_all(self._record, _HEAD.pack(_MAGIC, self.size), 0)
+        for start, stop in _data_ranges(self._fd, self.size):
+            self._unproven.add(start, stop)
+        for start, stop in self._written:
+            self._unproven.remove(start, stop)
+        self._hold.land(self._written.total())
+
+    def _load_entries(self, data: bytes) -> int:
+        """Offset after the last whole entry: a torn tail is cut off."""
+        at, length = _HEAD.size, os.fstat(self._fd).st_size
+        while at + _ENTRY.size <= len(data):
+            offset, count, crc = _ENTRY.unpack_from(data, at)
+            if zlib.crc32(data[at : at + 16]) != crc or offset + count > min(self.size, length):
+                break
+            self._written.add(offset, offset + count)
+            at += _ENTRY.size
+        return at
+
+    def _has(self, leaf: Leaf) -> bool:
+        start, end = leaf.offset, leaf.offset + leaf.length
+        with self._lock:
+            if self._written.covers(start, end):
+                self._leaves[key(leaf.cid)] = leaf
+                return True
+            self._check_open()
+            inline = leaf.cid.inline
+            if inline is not None:
+                self.write(leaf, inline[len(leaf.prefix) : len(inline) - len(leaf.suffix)])
+                return True
+            if not self._unproven.covers(start, end):
+                return False
+            self._unproven.remove(start, end)
+            with disk.storing(f"cannot read {self.cid}"):
+                payload = disk.read_exactly(self._fd, leaf.length, start)
+            if not leaf.cid.matches(leaf.wrap(payload)):
+                return False
+            self._note(leaf, payload)
+            return True
+
+    def _note(self, leaf: Leaf, payload: bytes | memoryview) -> None:
+        with self._lock:
+            self._written.add(leaf.offset, leaf.offset + leaf.length)
+            self._pending.append(leaf)
+            self._leaves[key(leaf.cid)] = leaf
+            self._hold.land(leaf.length)
+            if leaf.offset == self._hashed:
+                self._hash(payload)
+
+    def _remember(self, leaf: Leaf) -> None:
+        with self._lock:
+            self._leaves[key(leaf.cid)] = leaf
+
+    def _hash(self, data: bytes | memoryview) -> None:
+        self._sha256.update(data)
+        self._git_sha1.update(data)
+        self._hashed += len(data)
+
+    def _catch_up(self) -> None:
+        """Hashes on, over what lies without a gap after the part that was hashed as it came."""
+        while self._hashed < self.size and self._open:
+            count = min(_READ_BYTES, self.size - self._hashed)
+            if not self._written.covers(self._hashed, self._hashed + count):
+                return
+            data = disk.read_exactly(self._fd, count, self._hashed)
+            if len(data) != count:
+                raise StorageError(f"{self.cid} was cut short on disk")
+            self._hash(data)
+
+    def _append(self, leaves: Sequence[Leaf]) -> None:
+        entries = Ranges()
+        for leaf in leaves:
+            entries.add(leaf.offset, leaf.offset + leaf.length)
+        packed = [struct.pack("<QQ", start, end - start) for start, end in entries]
+        data = b"".join(part + struct.pack("<I", zlib.crc32(part)) for part in packed)
+        disk.write_all(self._record, data, os.fstat(self._record).st_size)
+
+    def _pwrite(self, payload: bytes | memoryview, offset: int) -> None:
+        try:
+            self._owner.failpoints.hit("partial.write")
+            disk.write_all(self._fd, payload, offset)
+        except OSError as exc:
+            if not disk.is_full(exc) or not self._owner.relieve(len(payload)):
+                raise
+            disk.write_all(self._fd, payload, offset)
+
+    def _share(self, leaf: Leaf, place: LeafPlace) -> bool:
+        if leaf.length == 0 or leaf.offset + leaf.length > self.size:
+            return False
+        with disk.storing(f"cannot copy into {self.cid}"):
+            source = disk.open_read(place.path)
+            try:
+                return disk.clone_range(self._fd, leaf.offset, source, place.offset, leaf.length)
+            finally:
+                os.close(source)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise StorageError(f"{self.cid} was closed")
+
+    def _close_fds(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self._fd)
+            os.close(self._record)
+
+
+def _data_ranges(fd: int, size: int) -> list[tuple[int, int]]:
+    """Where the file has data at all; a file system that does not know says everywhere."""
+    end = min(size, os.fstat(fd).st_size)
+    found, at = [], 0
+    while at < end:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                break
+            raise
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        found.append((start, min(at, end)))
+    return found

@@ -1,0 +1,137 @@
+"""`verify`: reads every byte again, and takes down what is not what its CID says."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable
+
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.plan import Leaf
+from ipfs_accelerate_node.errors import StorageError
+from ipfs_accelerate_node.store import disk
+from ipfs_accelerate_node.store.index import FileRow, Index
+from ipfs_accelerate_node.store.layout import Layout
+from ipfs_accelerate_node.store.models import Models, member_path
+from ipfs_accelerate_node.store.types import CorruptFile, VerifyReport
+
+
+class Scrub:
+    """Runs beside readers and writers; a file that is evicted meanwhile is passed over."""
+
+    def __init__(self, layout: Layout, index: Index, models: Models) -> None:
+        self._layout = layout
+        self._index = index
+        self._models = models
+        self._progress: Callable[[int], None] = lambda _: None
+
+    def run(self, root: Cid | None, progress: Callable[[int], None] | None) -> VerifyReport:
+        """root: only that model; None: everything, also files of no model. progress: bytes checked so far."""
+        self._progress = progress or self._progress
+        roots = [self._models.get(root).root] if root is not None else [m.root for m in self._models.shelf.models()]
+        corrupt = [found for root in roots if (found := self._check_plan(root)) is not None]
+        rows = self._rows(roots, every=root is None)
+        checked, total = 0, 0
+        inodes: dict[tuple[int, int], str | None] = {}
+        for row in rows:
+            reason, count = self._check_file(row, inodes, total)
+            checked, total = checked + 1, total + count
+            if reason is not None and self._index.file(row.cid) is not None:
+                corrupt.append(self._models.quarantine(row.cid, reason))
+        for root in roots:
+            corrupt.extend(self._check_links(root))
+        return VerifyReport(checked, total, tuple(corrupt))
+
+    def _rows(self, roots: Iterable[Cid], *, every: bool) -> list[FileRow]:
+        if every:
+            return self._index.files()
+        sql = (
+            "SELECT DISTINCT files.cid FROM files JOIN members ON file=files.id"
+            " JOIN models ON models.id=model WHERE root=?"
+        )
+        cids = [Cid.decode(row[0]) for root in roots for row in self._index.all(sql, (bytes(root),))]
+        return [row for cid in cids if (row := self._index.file(cid)) is not None]
+
+    def _check_plan(self, root: Cid) -> CorruptFile | None:
+        """A plan that went bad while the index is whole is no loss yet, but would be at the next rebuild."""
+        try:
+            record = self._models.read_plan(root)
+        except StorageError as exc:
+            self._models.take_down(root)
+            return CorruptFile(root, (f"{root}.plan",), (root,), str(exc))
+        bad = [cid for cid, block in record.nodes if not cid.matches(block)]
+        if bad:
+            self._models.take_down(root)
+            return CorruptFile(bad[0], (f"{root}.plan",), (root,), "a node block is not what its CID says")
+        return None
+
+    def _check_file(
+        self, row: FileRow, inodes: dict[tuple[int, int], str | None], before: int
+    ) -> tuple[str | None, int]:
+        """What is wrong with the file, if anything, and how many bytes were read for that."""
+        try:
+            fd = self._models.blobs.open(row.cid)
+        except FileNotFoundError:
+            return "its blob is missing", 0
+        except OSError as exc:
+            return self._unreadable(exc, row), 0
+        try:
+            found = os.fstat(fd)
+            inode = (found.st_dev, found.st_ino)
+            if not stat.S_ISREG(found.st_mode) or found.st_size != row.size:
+                return f"it has {found.st_size} bytes, not {row.size}", 0
+            if inode in inodes:  # equal bytes under another CID: hashed already, by that one's leaves
+                return inodes[inode], 0
+            reason = self._check_leaves(fd, self._index.leaves_of(row.id), before)
+            inodes[inode] = reason
+            return reason, row.size
+        except OSError as exc:
+            return self._unreadable(exc, row), 0
+        finally:
+            os.close(fd)
+
+    def _check_leaves(self, fd: int, leaves: list[Leaf], before: int) -> str | None:
+        for leaf in leaves:
+            payload = disk.read_exactly(fd, leaf.length, leaf.offset)
+            if not leaf.cid.matches(leaf.wrap(payload)):
+                return f"bytes {leaf.offset} to {leaf.offset + leaf.length} are not {leaf.cid}"
+            self._progress(before + leaf.offset + leaf.length)
+        return None
+
+    def _unreadable(self, exc: OSError, row: FileRow) -> str:
+        failure = disk.storage_failure(exc, f"cannot read {row.cid}")
+        if not isinstance(failure, StorageError):  # out of descriptors: says nothing about the file
+            raise failure from exc
+        return str(failure)
+
+    def _check_links(self, root: Cid) -> list[CorruptFile]:
+        """Each path of a model is its blob; one that is something else is put right, and reported."""
+        model = self._models.shelf.model(root)
+        if model is None:
+            return []
+        wrong = []
+        plan = self._models.read_plan(root).plan
+        for file in plan.files:
+            path = f"{root}/{member_path(plan, file.path)}"
+            if not self._is_blob(path, file.cid):
+                self._relink(path, file.cid)
+                wrong.append(CorruptFile(file.cid, (path,), (root,), "its link was replaced; put right"))
+        return wrong
+
+    def _is_blob(self, path: str, cid: Cid) -> bool:
+        name = str(cid.canonical)
+        try:
+            there = os.stat(path, dir_fd=self._layout.models, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return os.path.samestat(there, os.stat(name, dir_fd=self._layout.blobs, follow_symlinks=False))
+
+    def _relink(self, path: str, cid: Cid) -> None:
+        with disk.storing(f"cannot put {path} right"):
+            parent = os.path.dirname(path)
+            os.makedirs(self._layout.root / "models" / parent, 0o700, exist_ok=True)
+            if disk.stat_if_there(path, dir_fd=self._layout.models) is not None:
+                flat = f"{cid.canonical!s}.link.tmp"
+                os.rename(path, flat, src_dir_fd=self._layout.models, dst_dir_fd=self._layout.quarantine)
+            fds = {"src_dir_fd": self._layout.blobs, "dst_dir_fd": self._layout.models}
+            os.link(str(cid.canonical), path, follow_symlinks=False, **fds)

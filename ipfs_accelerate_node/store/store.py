@@ -1,0 +1,257 @@
+"""`Store`: verified model files on disk, the one door to all that this package keeps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Self
+
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.plan import ModelPlan
+from ipfs_accelerate_node.errors import BadRequest, NodeError, NotFound
+from ipfs_accelerate_node.store import reading
+from ipfs_accelerate_node.store.eviction import Eviction
+from ipfs_accelerate_node.store.failpoints import Failpoints
+from ipfs_accelerate_node.store.index import Index
+from ipfs_accelerate_node.store.layout import Layout, OwnerLock
+from ipfs_accelerate_node.store.models import Models
+from ipfs_accelerate_node.store.partial import PartialFile
+from ipfs_accelerate_node.store.partials import Partials
+from ipfs_accelerate_node.store.quota import Ledger, Reservation
+from ipfs_accelerate_node.store.reading import Scope
+from ipfs_accelerate_node.store.rebuild import Reconciliation, open_index
+from ipfs_accelerate_node.store.scrub import Scrub
+from ipfs_accelerate_node.store.sidecar import Label
+from ipfs_accelerate_node.store.types import (
+    GcReport,
+    LeafPlace,
+    Provenance,
+    StoredFile,
+    StoredModel,
+    VerifyReport,
+)
+
+MAX_NAME_LETTERS = 200
+
+
+class Store:
+    """Blocking and thread-safe. CIDs may be given in any spelling; those that come back are version 1.
+
+    Every method may raise StorageError (the disk refused) or Unavailable (out of file descriptors).
+    """
+
+    def __init__(self, layout: Layout, owner: OwnerLock, index: Index, quota_bytes: int | None, fail: Failpoints):
+        self.root = layout.root
+        self.layout = layout
+        self.failpoints = fail
+        self._owner = owner
+        self._index = index
+        self._lock = threading.RLock()
+        self._ledger = Ledger(
+            quota_bytes=quota_bytes, disk_fd=layout.root_fd, lock=self._lock, stored_bytes=index.stored_bytes
+        )
+        self._models = Models(layout, index, self._lock, fail)
+        self.blobs = self._models.blobs
+        self._partials = Partials(layout, self.blobs, self._ledger, fail, self._models.quarantine)
+        eviction = Eviction(index, self._models, self._partials)
+        self._eviction = eviction
+        self._ledger.evictable, self._ledger.evict = eviction.evictable_bytes, eviction.evict
+        self.blobs.guarded = self._ledger.guards
+
+    @classmethod
+    def open(cls, root: Path, *, quota_bytes: int | None = None, failpoints: str = "") -> Self:
+        """Owns the cache at root until `close`; makes it if it is not there, and puts right what a crash left.
+
+        quota_bytes: None is all that the disk has, less a reserve. failpoints: as `Failpoints`, for tests.
+        Raises AlreadyRunning, StorageError.
+        """
+        layout = Layout.open(root)
+        owner = OwnerLock(layout.root)
+        index = None
+        try:
+            owner.acquire()
+            index = open_index(layout)
+            store = cls(layout, owner, index, quota_bytes, Failpoints(failpoints))
+            Reconciliation(layout, index, store._models, store._partials).run()
+        except NodeError:
+            if index is not None:
+                index.close()
+            owner.release()
+            layout.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Partial files stay for the next time."""
+        with self._lock:
+            self._partials.close()
+            self._index.close()
+            self.layout.close()
+            self._owner.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # models
+
+    def models(self) -> list[StoredModel]:
+        """By last use, latest last."""
+        return self._models.shelf.models()
+
+    def model(self, root: Cid) -> StoredModel | None:
+        return self._models.shelf.model(root)
+
+    def damaged(self) -> list[Label]:
+        """Models that lost a file to quarantine: to be fetched again; a commit gives them names and pin back."""
+        return self._models.damaged()
+
+    def named(self, name: str) -> Cid | None:
+        return self._models.shelf.named(name)
+
+    def set_name(self, root: Cid, name: str) -> None:
+        """A further name. Raises NotFound, Conflict if it means another root, BadRequest if it cannot be one."""
+        _check_model_name(name)
+        self._models.set_name(root, name)
+
+    def drop_name(self, name: str) -> None:
+        """Raises NotFound."""
+        self._models.drop_name(name)
+
+    def pin(self, root: Cid) -> None:
+        """Raises NotFound."""
+        self._models.relabel(root, pinned=True)
+
+    def unpin(self, root: Cid) -> None:
+        """Raises NotFound."""
+        self._models.relabel(root, pinned=False)
+
+    def set_public(self, root: Cid, public: bool) -> None:
+        """Whether strangers are served its blocks. Raises NotFound."""
+        self._models.relabel(root, public=public)
+
+    def use(self, root: Cid) -> AbstractContextManager[StoredModel]:
+        """While it is entered, the model is not removed; counts as a use. Raises NotFound."""
+        return self._models.use(root)
+
+    def remove(self, root: Cid, *, force: bool = False) -> int:
+        """Returns the bytes freed. force: also if pinned. Raises NotFound, Conflict if it is pinned or in use."""
+        return self._models.remove(root, force=force)
+
+    def gc(self) -> GcReport:
+        """Removes every model that is neither pinned nor in use, and what failed transfers left behind."""
+        with self._lock:
+            return self._eviction.collect()
+
+    def plan(self, root: Cid) -> ModelPlan | None:
+        """Every file and leaf of a stored model; reads its whole plan."""
+        return self._models.read_plan(root).plan if self._models.shelf.model(root) is not None else None
+
+    def nodes(self, root: Cid) -> list[tuple[Cid, bytes]]:
+        """Node blocks of a stored model. Raises NotFound."""
+        return self._models.read_plan(self._models.get(root).root).nodes
+
+    def commit(
+        self,
+        plan: ModelPlan,
+        nodes: Iterable[tuple[Cid, bytes]],
+        *,
+        name: str | None = None,
+        pinned: bool = True,
+        public: bool = True,
+        provenance: Provenance,
+    ) -> StoredModel:
+        """Makes a model of files that are blobs already; durable before it returns.
+
+        One that is here keeps its provenance and gains name, pin and visibility. Raises NotFound if a file or the
+        root's own block is missing, IntegrityError, UnsafeContent, Conflict if the name means another root.
+        """
+        if name is not None:
+            _check_model_name(name)
+        names = () if name is None else (name,)
+        return self._models.commit(plan, nodes, Label(plan.root, names, pinned, public, provenance))
+
+    def verify(self, root: Cid | None = None, progress: Callable[[int], None] | None = None) -> VerifyReport:
+        """Hashes every byte of one model, or of all and of files outside any; quarantines and names what is corrupt.
+
+        progress: called with the bytes checked so far. Raises NotFound.
+        """
+        return Scrub(self.layout, self._index, self._models).run(root, progress)
+
+    # room
+
+    @property
+    def quota_bytes(self) -> int | None:
+        return self._ledger.quota_bytes
+
+    def used_bytes(self) -> int:
+        """Stored, reserved and partial together; never more than the quota."""
+        return self._ledger.used_bytes()
+
+    def room_bytes(self) -> int:
+        """What may be written without evicting anything."""
+        return max(0, self._ledger.room_bytes())
+
+    def reserve(self, size_bytes: int) -> Reservation:
+        """Room for what is about to be written; evicts unpinned models if need be. Raises QuotaExceeded."""
+        return self._ledger.reserve(size_bytes)
+
+    # bringing files
+
+    def partial(self, cid: Cid, size: int, *, reservation: Reservation | None = None) -> PartialFile:
+        """The file of that CID as far as it was brought, now or in an earlier run; the same object while it is open.
+
+        Its size comes out of the reservation (or any that is open), else out of free room. Raises QuotaExceeded.
+        """
+        return self._partials.open(cid, size, reservation)
+
+    def keep_node(self, cid: Cid, block: bytes) -> None:
+        """A node block of a model that is not complete yet; survives a restart. Raises IntegrityError."""
+        cid.check(block, "a node block")
+        self._index.add_node(cid, block)
+
+    # blocks and files
+
+    def block(self, cid: Cid, *, public_only: bool = False) -> bytes | None:
+        """A node block or leaf, hashed before it is returned; None if it is not here.
+
+        public_only: only if a public model holds it. A file whose bytes turn out wrong is quarantined.
+        """
+        return reading.block(self._index, self._models, cid, public_only=public_only)
+
+    def partial_block(self, cid: Cid) -> bytes | None:
+        """A leaf that is in a file still being brought, hashed."""
+        return self._partials.block(cid)
+
+    def leaf_at(self, cid: Cid) -> LeafPlace | None:
+        return self.blobs.place(cid)
+
+    def has(self, cid: Cid) -> bool:
+        """Whether `block` would find it; reads no file."""
+        return reading.has(self._index, cid)
+
+    def file(self, cid: Cid, *, public_only: bool = False) -> StoredFile | None:
+        """A whole file by its CID. public_only: only if a public model holds it."""
+        return self.blobs.file(cid, public_only=public_only)
+
+    def resolve(self, cid: Cid, path: str = "") -> Cid:
+        """What path means below cid, through directories. Raises NotFound, BadContent for what is no directory."""
+        if not self.has(cid):
+            raise NotFound(f"{cid} is not stored here", cid=str(cid))
+        return reading.resolve(self.block, cid, path)
+
+    def blocks(self, cid: Cid, *, scope: Scope = "all") -> Iterator[tuple[Cid, bytes]]:
+        """Depth-first, each block once, CIDs as their parent spells them. scope: all; entity (a file whole, a directory
+        without what is in it); block. Raises NotFound (code missing_block) at the first one that is not here."""
+        return reading.blocks(self.block, cid, scope)
+
+
+def _check_model_name(name: str) -> None:
+    if not name or len(name) > MAX_NAME_LETTERS or not name.isprintable() or name != name.strip():
+        raise BadRequest(
+            f"a name has 1 to {MAX_NAME_LETTERS} printable letters, got {name[:80]!a}", code="invalid_reference"
+        )

@@ -1,0 +1,100 @@
+"""What the store says about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ipfs_accelerate_node.content.cid import Cid
+
+
+@dataclass(frozen=True, slots=True)
+class SourceShare:
+    """What one source gave to a model. kind: kubo, gateway, peer, hub or local. rejected: answers that failed a
+    check."""
+
+    source: str
+    kind: str
+    bytes: int
+    requests: int
+    rejected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a model came from. at: ISO 8601, UTC. profile: import settings, where the root was made here."""
+
+    kind: Literal["cid", "hf", "local"]
+    reference: str
+    at: str
+    sources: tuple[SourceShare, ...] = ()
+    profile: str | None = None
+    hub_repo: str | None = None
+    hub_commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """path: the read-only directory that a loader opens. last_used: a counter, larger is later; not a time."""
+
+    root: Cid
+    path: Path
+    size_bytes: int
+    file_count: int
+    names: tuple[str, ...]
+    pinned: bool
+    public: bool
+    provenance: Provenance
+    last_used: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A verified file. sha256: of the bytes; git_sha1: of git's blob object (both are what Hugging Face calls an oid).
+    public: some public model holds it."""
+
+    cid: Cid
+    path: Path
+    size: int
+    sha256: bytes
+    git_sha1: bytes
+    public: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeafPlace:
+    """Where the payload of a block lies on disk; the block is prefix + payload + suffix. Not hashed again."""
+
+    path: Path
+    offset: int
+    length: int
+    prefix: bytes = b""
+    suffix: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """models: roots that were removed. freed_bytes also counts files and parts that no model held."""
+
+    models: tuple[Cid, ...]
+    freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptFile:
+    """paths: ``<root>/<path>`` of every place that held the file. reason: one line for a person."""
+
+    cid: Cid
+    paths: tuple[str, ...]
+    roots: tuple[Cid, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """corrupt: quarantined, and their models taken down until fetched again."""
+
+    files_checked: int
+    bytes_checked: int
+    corrupt: tuple[CorruptFile, ...]
