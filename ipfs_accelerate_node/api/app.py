@@ -7,10 +7,11 @@ from aiohttp import web
 from ipfs_accelerate_node.api import gateway, health, native, openai_routes, pins, storage, uploads
 from ipfs_accelerate_node.api.access import Gate, is_loopback
 from ipfs_accelerate_node.api.browser import Origins
-from ipfs_accelerate_node.api.context import CONFIG, GATE, KEYS, METRICS, NODE, ORIGINS, TRAFFIC, Traffic
+from ipfs_accelerate_node.api.context import CONFIG, KEYS, NODE
 from ipfs_accelerate_node.api.keys import KeyRing
 from ipfs_accelerate_node.api.metrics import Metrics
-from ipfs_accelerate_node.api.pipeline import mount
+from ipfs_accelerate_node.api.pipeline import GATE, METRICS, ORIGINS, TRAFFIC, mount
+from ipfs_accelerate_node.api.traffic import Traffic
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.node import Node
 

@@ -27,7 +27,7 @@ BODY_STALL_S = 15.0  # a body that sends no byte for so long is given up
 _INLINE_BYTES = 128 << 10  # a larger body is parsed in a thread: at about 100 MB/s it would hold up the loop
 _ENCODINGS = frozenset({"identity", "deflate", "gzip"})
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_AT = re.compile(r"^(?P<what>.*) - at `\$(?P<path>[^`]*)`$", re.DOTALL)
+_AT = re.compile(r"^(?P<what>.*) - at `\$\.?(?P<path>[^`]*)`$", re.DOTALL)
 
 T = TypeVar("T")
 
@@ -156,16 +156,18 @@ def _check_text(value: dict[str, object]) -> None:
 
 
 def _texts(field: object) -> Iterator[tuple[int | None, str]]:
-    """Every text in the field, with its place in the outermost list; iterative, the depth is the caller's choice."""
+    """Every text in the field, with its index where the field is a list; without recursion."""
     yield None, ""
     stack: list[tuple[int | None, object]] = [(None, field)]
+    if isinstance(field, list):
+        stack = list(enumerate(field))
     while stack:
         index, value = stack.pop()
         match value:
             case str():
                 yield index, value
             case list():
-                stack += [(i if index is None else index, item) for i, item in enumerate(value)]
+                stack += [(index, item) for item in value]
             case dict():
                 stack += [(index, part) for pair in value.items() for part in pair]
 
@@ -173,10 +175,14 @@ def _texts(field: object) -> Iterator[tuple[int | None, str]]:
 def _invalid(reason: str) -> InvalidInput:
     """msgspec says "Expected `int`, got `str` - at `$.dimensions`"; the path becomes ``param``."""
     found = _AT.match(reason)
-    what, path = (found["what"], found["path"].lstrip(".")) if found else (reason, "")
+    what, path = (found["what"], found["path"]) if found else (reason, "")
     if not path and (missing := re.search(r"missing required field `([^`]+)`", what)):
         path = missing[1]
-    return InvalidInput(f"{path}: {what}" if path else what, param=path or None)
+    name, _, index = path.partition("[")
+    index = index.partition("]")[0]
+    return InvalidInput(
+        f"{path}: {what}" if path else what, param=name or None, index=int(index) if index.isdigit() else None
+    )
 
 
 def _too_large(limit_bytes: int) -> PayloadTooLarge:

@@ -15,10 +15,10 @@ from urllib.parse import quote
 from aiohttp import web
 
 from ipfs_accelerate_node.api.access import Surface
-from ipfs_accelerate_node.api.context import CALLER, CONFIG, GATE, node
+from ipfs_accelerate_node.api.context import CONFIG, node
 from ipfs_accelerate_node.api.delivery import send_checked, send_file
 from ipfs_accelerate_node.api.paths import ContentPath, content_path
-from ipfs_accelerate_node.api.pipeline import Route
+from ipfs_accelerate_node.api.pipeline import CALLER, GATE, Route
 from ipfs_accelerate_node.api.ranges import matches, requested
 from ipfs_accelerate_node.api.wire import json_bytes
 from ipfs_accelerate_node.content import unixfs

@@ -8,9 +8,9 @@ import asyncio
 from aiohttp import web
 
 from ipfs_accelerate_node.api.access import Surface
-from ipfs_accelerate_node.api.context import METRICS, TRAFFIC, node
+from ipfs_accelerate_node.api.context import node
 from ipfs_accelerate_node.api.metrics import CONTENT_TYPE
-from ipfs_accelerate_node.api.pipeline import Route
+from ipfs_accelerate_node.api.pipeline import METRICS, TRAFFIC, Route
 from ipfs_accelerate_node.api.wire import json_reply
 
 

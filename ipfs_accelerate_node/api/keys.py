@@ -23,6 +23,7 @@ from ipfs_accelerate_node.errors import InvalidConfig, NotFound, StorageError
 SCOPES = frozenset({"infer", "peer", "pin", "metrics", "admin"})
 KEY_PREFIX = "ian_"
 _FILE_VERSION = 1
+_MAX_FILE_BYTES = 4 << 20
 
 
 class StoredKey(msgspec.Struct, frozen=True):
@@ -62,16 +63,18 @@ class KeyRing:
         """The ring in that file, an empty one if there is none. Raises InvalidConfig for a file that others may write,
         that is no regular file, or that does not parse."""
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return cls(path)
         except OSError as exc:
             raise InvalidConfig(f"{path} cannot be read: {exc.strerror}", path=str(path)) from exc
-        with os.fdopen(handle, "rb") as file:
+        try:
             mode = os.fstat(handle).st_mode
             if not stat.S_ISREG(mode) or mode & 0o077:
                 raise InvalidConfig(f"{path} must be a file that only its owner can read: chmod 600 {path}")
-            body = file.read()
+            body = os.read(handle, _MAX_FILE_BYTES)
+        finally:
+            os.close(handle)
         try:
             ring = msgspec.json.decode(body, type=_Ring)
         except (msgspec.MsgspecError, UnicodeDecodeError) as exc:

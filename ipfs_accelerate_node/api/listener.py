@@ -113,8 +113,9 @@ class _Refusal(asyncio.Protocol):
 
 
 def _is_fault(record: logging.LogRecord) -> bool:
-    """A request that is no HTTP is the sender's fault; it got its 400 and is nothing to log with a traceback."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    """What is no HTTP, or no body of the coding it claims, is the sender's fault: it got its 400, without a traceback
+    in the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError))
 
 
 _protocol_log = logging.getLogger(f"{__name__}.protocol")

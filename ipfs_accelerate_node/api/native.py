@@ -9,8 +9,9 @@ from aiohttp import web
 from ipfs_accelerate_node import __version__
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import read_json
-from ipfs_accelerate_node.api.context import KEYS, finished, node
+from ipfs_accelerate_node.api.context import KEYS, node
 from ipfs_accelerate_node.api.pipeline import Route
+from ipfs_accelerate_node.api.traffic import finished
 from ipfs_accelerate_node.api.wire import BenchRequest, KeyRequest, LoadRequest, json_reply
 from ipfs_accelerate_node.errors import NotFound
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import read_json
-from ipfs_accelerate_node.api.context import METRICS, node
-from ipfs_accelerate_node.api.pipeline import Route
+from ipfs_accelerate_node.api.context import node
+from ipfs_accelerate_node.api.pipeline import METRICS, Route
 from ipfs_accelerate_node.api.problems import Dialect
 from ipfs_accelerate_node.api.wire import (
     EmbeddingObject,

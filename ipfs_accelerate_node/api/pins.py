@@ -13,8 +13,9 @@ from aiohttp import web
 
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import read_json
-from ipfs_accelerate_node.api.context import TRAFFIC, finished, node
-from ipfs_accelerate_node.api.pipeline import Route
+from ipfs_accelerate_node.api.context import node
+from ipfs_accelerate_node.api.pipeline import TRAFFIC, Route
+from ipfs_accelerate_node.api.traffic import finished
 from ipfs_accelerate_node.api.wire import PinRequest, json_bytes, json_reply
 from ipfs_accelerate_node.errors import NodeError, NotFound
 from ipfs_accelerate_node.fetch.jobs import PinJob

@@ -17,9 +17,12 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from ipfs_accelerate_node.api.access import Surface
-from ipfs_accelerate_node.api.context import CALLER, GATE, METRICS, ORIGINS, REQUEST_ID, TRAFFIC
+from ipfs_accelerate_node.api.access import Gate, Surface
+from ipfs_accelerate_node.api.browser import Origins
+from ipfs_accelerate_node.api.keys import Caller
+from ipfs_accelerate_node.api.metrics import Metrics
 from ipfs_accelerate_node.api.problems import Dialect, error_reply, internal_reply, of_framework
+from ipfs_accelerate_node.api.traffic import Traffic
 from ipfs_accelerate_node.errors import NodeError, Unavailable, http_status
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,13 @@ class Route:
     dialect: Dialect = Dialect.NATIVE
 
 
+GATE: web.AppKey[Gate] = web.AppKey("gate", Gate)
+ORIGINS: web.AppKey[Origins] = web.AppKey("origins", Origins)
+TRAFFIC: web.AppKey[Traffic] = web.AppKey("traffic", Traffic)
+METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 ROUTES: web.AppKey[Mapping[web.AbstractRoute, Route]] = web.AppKey("routes", Mapping)
+REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+CALLER: web.RequestKey[Caller | None] = web.RequestKey("caller", Caller)
 _STARTED: web.RequestKey[web.StreamResponse] = web.RequestKey("started", web.StreamResponse)
 
 

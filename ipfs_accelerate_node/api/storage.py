@@ -9,8 +9,9 @@ from aiohttp import web
 
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import query_flag, read_json
-from ipfs_accelerate_node.api.context import CALLER, GATE, finished, node
-from ipfs_accelerate_node.api.pipeline import Route
+from ipfs_accelerate_node.api.context import node
+from ipfs_accelerate_node.api.pipeline import CALLER, GATE, Route
+from ipfs_accelerate_node.api.traffic import finished
 from ipfs_accelerate_node.api.wire import VerifyRequest, json_reply
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan

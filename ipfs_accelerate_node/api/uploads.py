@@ -21,8 +21,9 @@ from aiohttp import BodyPartReader, web
 
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import BODY_STALL_S, check_content_type, read_json
-from ipfs_accelerate_node.api.context import CONFIG, finished, node
+from ipfs_accelerate_node.api.context import CONFIG, node
 from ipfs_accelerate_node.api.pipeline import Route
+from ipfs_accelerate_node.api.traffic import finished
 from ipfs_accelerate_node.api.wire import AddRequest, json_reply
 from ipfs_accelerate_node.content.cid import shown
 from ipfs_accelerate_node.content.names import check_name, check_tree

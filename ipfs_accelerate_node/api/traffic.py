@@ -1,0 +1,67 @@
+"""Requests under way, and how the daemon stops without losing any; work that must not stop half-way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Traffic:
+    """Requests under way. Once draining, no new work is admitted and every told listener ends what has no end."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._listeners: list[Callable[[], None]] = []
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        self.in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if self.in_flight == 0:
+                self._idle.set()
+
+    @contextmanager
+    def told(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Calls the listener when draining starts, at once if it has."""
+        self._listeners.append(listener)
+        if self.draining:
+            listener()
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
+    def drain(self) -> None:
+        self.draining = True
+        for listener in self._listeners:
+            listener()
+
+    async def idle(self) -> None:
+        await self._idle.wait()
+
+
+async def finished(work: Coroutine[Any, Any, T]) -> T:
+    """Runs what must not stop half-way: a caller who leaves is noticed only after its end.
+
+    Raises what the work raises; CancelledError, when this was cancelled, once the work has ended.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not task.done():
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # nobody is there to hear it; the work has logged what a person must know
+        raise
