@@ -1,0 +1,171 @@
+"""Fetching, as the rest of the node sees it: one fetch per root at a time, whoever asks for it.
+
+The first caller of a root fetches it in its own task; later ones wait for that outcome. When the first caller is
+cancelled, its fetch ends with everything verified kept, and the next one that waits goes on from there with its own
+sources. So no caller's cancel is another's failure, the last one's cancel stops everything, and no task outlives its
+caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from ipfs_accelerate_node.content import unixfs
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.errors import BadContent, NodeError, NotFound
+from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
+from ipfs_accelerate_node.fetch.run import Into, Run, single_block
+from ipfs_accelerate_node.fetch.threads import in_thread
+from ipfs_accelerate_node.sources.source import Source
+from ipfs_accelerate_node.store import Store, StoredModel
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[Progress], None]
+MAX_PATH_BLOCKS = 10_000  # directory blocks read to resolve one path
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """A fetch under way. sources: names of those it asks. outcome: when ended, unless its caller was cancelled."""
+
+    sources: frozenset[str]
+    reports: list[Report] = field(default_factory=list)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    outcome: Fetched | NodeError | None = None
+
+    def report(self, progress: Progress) -> None:
+        for report in self.reports:
+            report(progress)
+
+    @contextmanager
+    def watched(self, report: Report) -> Iterator[None]:
+        self.reports.append(report)
+        try:
+            yield
+        finally:
+            self.reports.remove(report)
+
+
+class Fetcher:
+    """Owns the flights over one store. Needs no closing: each flight lives in its caller."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._flights: dict[Cid, Flight] = {}
+
+    async def fetch(
+        self,
+        root: Cid,
+        sources: Sequence[Source],
+        *,
+        reference: str,
+        name: str | None = None,
+        pinned: bool = True,
+        public: bool = True,
+        progress: Report = lambda _: None,
+    ) -> Fetched:
+        """The model of root, committed under name; at once if it is here.
+
+        sources: asked one after another in this order; they stay open until this returns.
+        Raises IntegrityError (some source sent wrong bytes and the others could not finish), NoSource (detail:
+        attempts), BadContent, UnsafeContent, QuotaExceeded, StorageError, Conflict (name means another root). What was
+        verified is kept for the next call, also when it is cancelled.
+        """
+        into = Into(name=name, pinned=pinned, public=public, reference=reference)
+        key, names = root.canonical, frozenset(source.name for source in sources)
+        while (flight := self._flights.get(key)) is not None:
+            with flight.watched(progress):
+                await flight.ended.wait()
+            if isinstance(flight.outcome, Fetched):
+                return await self._join(flight.outcome, into)
+            if flight.outcome is not None and names <= flight.sources:
+                raise flight.outcome
+        flight = self._flights[key] = Flight(names, [progress])
+        try:
+            flight.outcome = await self._fly(flight, key, sources, into)
+            return flight.outcome
+        except NodeError as exc:
+            flight.outcome = exc
+            raise
+        finally:
+            del self._flights[key]
+            flight.ended.set()
+
+    async def resolve(self, root: Cid, path: str, sources: Sequence[Source]) -> Cid:
+        """What path means below root, reading only the directories on the way, from the store or from sources.
+
+        Raises NotFound (no such entry), BadContent (a directory that is none), and as `fetch` does where no source has
+        the block of a directory.
+        """
+        blocks: dict[Cid, bytes] = {}
+        found = root
+        for name in filter(None, path.split("/")):
+            child = await self._child(found, name, blocks, sources)
+            if child is None:
+                raise NotFound(f"{root} has no {path[:200]!a}", cid=str(root.canonical))
+            found = child
+        return found.canonical
+
+    async def _child(self, folder: Cid, name: str, blocks: dict[Cid, bytes], sources: Sequence[Source]) -> Cid | None:
+        while True:
+            try:
+                return unixfs.child(lambda cid: blocks.get(cid.canonical), folder, name)
+            except NotFound as exc:
+                missing = Cid.parse(str(exc.detail["cid"]))
+            if len(blocks) >= MAX_PATH_BLOCKS:
+                raise BadContent(f"the way to {name[:80]!a} in {folder} has no end")
+            block = await in_thread(self._store.block, missing)
+            blocks[missing] = block or await single_block(missing, sources)
+
+    async def _fly(self, flight: Flight, root: Cid, sources: Sequence[Source], into: Into) -> Fetched:
+        began = time.perf_counter()
+        here = await in_thread(self._stored, root, into)
+        if here is not None:
+            return replace(here, seconds=time.perf_counter() - began)
+        log.debug("fetch.start root=%s sources=%s", root, ",".join(source.name for source in sources))
+        fetched = await Run(self._store, root, sources, flight.report).fetch(into)
+        log.info(
+            "fetch.done root=%s bytes=%d fetched=%d s=%.2f",
+            root,
+            fetched.bytes_total,
+            fetched.bytes_fetched,
+            fetched.seconds,
+        )
+        return fetched
+
+    async def _join(self, outcome: Fetched, into: Into) -> Fetched:
+        """Another caller's outcome, with this caller's name and pin."""
+        return replace(outcome, model=await in_thread(self._label, outcome.model.root, into))
+
+    def _stored(self, root: Cid, into: Into) -> Fetched | None:
+        """A committed model as the outcome of a fetch that had nothing to do."""
+        if self._store.model(root) is None or (plan := self._store.plan(root)) is None:
+            return None
+        return Fetched(
+            model=self._label(root, into),
+            plan=plan,
+            nodes=tuple(self._store.nodes(root)),
+            bytes_total=plan.size_bytes,
+            bytes_fetched=0,
+            bytes_copied=0,
+            seconds=0.0,
+            sources=(),
+            already_here=True,
+        )
+
+    def _label(self, root: Cid, into: Into) -> StoredModel:
+        """Raises NotFound (removed meanwhile), Conflict."""
+        if into.name is not None:
+            self._store.set_name(root, into.name)
+        if into.pinned:
+            self._store.pin(root)
+        model = self._store.model(root)
+        if model is None:
+            raise NotFound(f"{root} was removed meanwhile", cid=str(root))
+        return model

@@ -1,0 +1,147 @@
+"""Where the verified leaves of one fetch land: partial files, made durable in steps, turned into blobs when complete.
+
+Owns every open partial file of the fetch; `close` gives them all back and keeps what was verified. Everything here
+blocks, but `durable`, and may be called from several threads at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.plan import FilePlan, Leaf
+from ipfs_accelerate_node.errors import IntegrityError, NodeError, NotFound
+from ipfs_accelerate_node.store import PartialFile, Store
+
+log = logging.getLogger(__name__)
+
+MAX_OPEN_FILES = 128  # two descriptors each; what is idle beyond that is closed, and opened again when needed
+COPY_AT_ONCE = 64  # leaves copied in one call, so that a cancel waits for tens of MiB at most
+
+
+@dataclass(slots=True)
+class _Slot:
+    part: PartialFile
+    users: int = 0
+
+
+class Landing:
+    """finished: files that became blobs here, not before."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()  # of the slots; never held while a disk is waited for, but to open or close
+        self._ending = threading.Lock()  # a file is synced, or made a blob and closed: one at a time
+        self._slots: OrderedDict[Cid, _Slot] = OrderedDict()
+        self._durable: deque[Leaf] = deque()
+        self.finished: set[Cid] = set()
+
+    def stored(self, file: Cid) -> bool:
+        """Whether the whole file is a blob already."""
+        return self._store.file(file) is not None
+
+    def missing(self, file: FilePlan) -> list[Leaf]:
+        """Its leaves that are not here yet. Raises QuotaExceeded, StorageError."""
+        with self._part(file.cid, file.size) as part:
+            return part.missing(file.leaves)
+
+    def reread(self, file: Cid, size: int, guesses: Iterable[Leaf]) -> bytes | None:
+        """The block of the first guess that is right and whose payload is here, hashed."""
+        with self._part(file, size) as part:
+            for leaf in guesses:
+                if not part.missing([leaf]) and (block := part.block(leaf.cid)) is not None:
+                    return block
+        return None
+
+    def write(self, file: Cid, size: int, leaf: Leaf, payload: bytes | memoryview) -> int:
+        """Payload of a verified leaf; returns the bytes that were not there before."""
+        with self._part(file, size) as part:
+            new = 0 if part.covers(leaf.offset, leaf.length) else leaf.length
+            part.write(leaf, payload)
+            return new
+
+    def copy(self, file: FilePlan, leaves: Iterable[Leaf]) -> list[Leaf]:
+        """Copies those leaves that some stored file holds; returns those that were copied."""
+        copied = []
+        with self._part(file.cid, file.size) as part:
+            for leaf in leaves:
+                place = self._store.leaf_at(leaf.cid)
+                if place is None:
+                    continue
+                try:
+                    part.copy_from(leaf, place)
+                except (IntegrityError, NotFound) as exc:  # that file was corrupt or went away: the leaf is fetched
+                    log.warning("fetch.copy_failed leaf=%s reason=%s", leaf.cid, exc)
+                    continue
+                copied.append(leaf)
+        return copied
+
+    def sync(self) -> None:
+        """Makes everything written so far durable."""
+        with self._ending:
+            with self._lock:
+                parts = [slot.part for slot in self._slots.values()]
+            for part in parts:
+                self._durable += part.sync()
+
+    def finish(self, file: FilePlan) -> None:
+        """Turns a complete file into a blob."""
+        with self._ending:
+            with self._part(file.cid, file.size) as part:
+                self._durable += part.sync()
+                part.commit(file)
+            with self._lock:
+                del self._slots[file.cid]
+                self.finished.add(file.cid)
+
+    def durable(self) -> list[Leaf]:
+        """The leaves that became durable since the last call. Does not block."""
+        return [self._durable.popleft() for _ in range(len(self._durable))]
+
+    def close(self) -> None:
+        """Keeps what was verified, frees every descriptor. Raises nothing of ours: the fetch has its own outcome."""
+        with self._ending, self._lock:
+            while self._slots:
+                self._end(self._slots.popitem()[1].part)
+
+    @contextmanager
+    def _part(self, cid: Cid, size: int) -> Iterator[PartialFile]:
+        """The open partial file of a file, which nobody closes meanwhile."""
+        with self._lock:
+            if (slot := self._slots.get(cid)) is None:
+                self._make_room()
+                slot = self._slots[cid] = _Slot(self._store.partial(cid, size))
+            self._slots.move_to_end(cid)
+            slot.users += 1
+        try:
+            yield slot.part
+        finally:
+            with self._lock:
+                slot.users -= 1
+
+    def _make_room(self) -> None:
+        """Closes the idle file that was used longest ago, if there are too many.
+
+        Not while a sync goes on, which has its own list of open files.
+        """
+        if len(self._slots) < MAX_OPEN_FILES or not self._ending.acquire(blocking=False):
+            return
+        try:
+            idle = next((cid for cid, slot in self._slots.items() if not slot.users), None)
+            if idle is not None:
+                self._end(self._slots.pop(idle).part)
+        finally:
+            self._ending.release()
+
+    def _end(self, part: PartialFile) -> None:
+        try:
+            self._durable += part.sync()
+        except NodeError as exc:
+            log.warning("fetch.sync_failed file=%s reason=%s", part.cid, exc)
+        finally:
+            part.close()
