@@ -134,6 +134,8 @@ _ONE_BYTE = [bytes((value,)) for value in range(0x80)]
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
     """The unsigned 64-bit integer at offset at, and the offset after it. Any length up to ten bytes, as protobuf
     allows. Raises BadContent."""
+    if at < len(data) and data[at] < 0x80:  # nearly always
+        return data[at], at + 1
     value = shift = 0
     for at in range(at, min(at + 10, len(data))):  # noqa: B020 - the offset itself advances
         byte = data[at]

@@ -6,8 +6,10 @@ of any size passes through. What is kept per block is what the plan needs anyway
 payload. Raw leaves below a file node are not wanted at all: the plan lists them with the sizes their parent declares.
 
 Bounds, as a DAG of a few KiB can describe exabytes: the bytes of all files (`max_bytes`), directory entries, depth, the
-number of links followed and the bytes of node blocks in proportion to the file bytes declared. Every CID in plan and
-answers is canonical; a block that occurs at several places is wanted once.
+links followed in proportion to those received, and the bytes of node blocks in proportion to the file bytes declared.
+
+Every CID in plan and answers is canonical. A block that occurs at several places is wanted once: its bytes come back
+for each place known by then; at a later one they are a leaf of the plan that the caller has already, elsewhere.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from ipfs_accelerate_node.content.unixfs import NodeType, UnixfsNode
 from ipfs_accelerate_node.errors import BadContent, QuotaExceeded, UnsafeContent
 
 MAX_BLOCK_BYTES = 2 << 20
-FREE_LINKS = 250_000  # links any DAG may have …
-BYTES_PER_LINK = 16 << 10  # … and one more for each so many declared file bytes
-MAX_LINKS = 8_000_000  # 2 TiB in leaves of 256 KiB
+FREE_LINKS = 250_000  # links that any DAG may have …
+REPEATS = 16  # … and this many for each link in a distinct block: repetition is what makes a small DAG large
 FREE_NODE_BYTES = 32 << 20
-NODE_SHARE = 256  # node bytes beyond those: at most this fraction of the file bytes
+NODE_SHARE = 256  # node bytes beyond those: at most this fraction of the file bytes declared …
+MAX_NODE_BYTES = 512 << 20  # … and never more: some 2 TiB in leaves of 256 KiB
+
+FILE_TYPES = (NodeType.FILE, NodeType.RAW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,6 @@ class Given:
 
 
 NOTHING = Given(False, ())
-FILE_TYPES = (NodeType.FILE, NodeType.RAW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +107,9 @@ class DagWalk:
         self._files: dict[Cid, OpenFile] = {}
         self._paths: list[tuple[str, OpenFile]] = []
         self._directories: list[str] = []
-        self._wraps: dict[bytes, bytes] = {}
+        self._leaf_contents: dict[_Content, _Content] = {}
         self._payloads: list[LeafPayload] = []  # of the block being given
-        self._bytes = self._entries = self._links = self._node_bytes = 0
+        self._bytes = self._entries = self._links = self._distinct_links = self._node_bytes = 0
         self._settle(self._entry("", root, depth=0), before=None)
         self.opened = Given(False, self._drain())
 
@@ -162,21 +165,19 @@ class DagWalk:
     def _learn_node(self, block: bytes) -> _Content:
         node = unixfs.decode(block)
         if node.type not in FILE_TYPES:
-            self._count_node_bytes(len(block))
+            self._count_node(len(block), len(node.links))
             return _Content(0, 0, node=node)
         if (node.filesize or 0) > self._max_bytes:  # before anything else is made of such a claim
             raise self._over_quota(node.filesize or 0)
         size, length = unixfs.content_size(node), len(node.data)
-        self._count_node_bytes(len(block) - length)
-        bare = replace(node, data=b"")
+        self._count_node(len(block) - length, len(node.links))
+        bare = replace(node, data=b"", data_at=0)
         if not length:
             return _Content(0, size, node=bare)
         prefix, suffix = block[: node.data_at], block[node.data_at + length :]
-        return _Content(length, size, self._wrap(prefix), self._wrap(suffix), bare)
-
-    def _wrap(self, wrap: bytes) -> bytes:
-        """The same object for the same bytes: nearly all leaves of a file share theirs."""
-        return self._wraps.setdefault(wrap, wrap) if len(wrap) <= 64 else wrap
+        content = _Content(length, size, prefix, suffix, bare)
+        # Nearly all leaves of a file differ in their payload only: one object stands for them.
+        return content if node.links else self._leaf_contents.setdefault(content, content)
 
     # Its places, each
 
@@ -303,12 +304,13 @@ class DagWalk:
         if depth >= self._max_depth:
             raise BadContent(f"the DAG is deeper than {self._max_depth} blocks")
         self._links += 1
-        if self._links > min(FREE_LINKS + self._bytes // BYTES_PER_LINK, MAX_LINKS):
-            raise BadContent(f"{self._links} links are too many for {self._bytes} bytes of files")
+        if self._links > FREE_LINKS + REPEATS * self._distinct_links:
+            raise BadContent(f"the DAG repeats {self._distinct_links} links {self._links} times and more")
 
-    def _count_node_bytes(self, size: int) -> None:
+    def _count_node(self, size: int, links: int) -> None:
+        self._distinct_links += links
         self._node_bytes += size
-        if self._node_bytes > FREE_NODE_BYTES + self._bytes // NODE_SHARE:
+        if self._node_bytes > min(FREE_NODE_BYTES + self._bytes // NODE_SHARE, MAX_NODE_BYTES):
             raise BadContent(f"{self._node_bytes} bytes of node blocks are too many for {self._bytes} bytes of files")
 
     def _over_quota(self, declared: int) -> QuotaExceeded:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,24 +10,17 @@ from ipfs_accelerate_node.content.cid import DAG_PB, RAW, Cid
 from ipfs_accelerate_node.content.dagpb import Link, encode, varint
 from ipfs_accelerate_node.content.plan import Leaf, ModelPlan
 from ipfs_accelerate_node.content.walk import DagWalk, LeafPayload
+from tests.support.kubo import kubo_binary
 
 Blocks = dict[Cid, bytes]
-CHECKOUT = Path(__file__).parents[2]
-
-
-def kubo_binary() -> str:
-    """The Kubo to compare with; its absence is a failure of the test run, never a skip."""
-    own = CHECKOUT / ".kubo" / "ipfs"
-    found = os.environ.get("IPFS_ACCELERATE_NODE_KUBO_BINARY") or shutil.which("ipfs") or str(own)
-    assert Path(found).is_file(), "no Kubo: run scripts/install-kubo"
-    return found
+DIRECTORY, FILE = 1, 2  # UnixFS node types
 
 
 class OfflineKubo:
     """A Kubo repository without a daemon, under the profile unixfs-v1-2025 unless told otherwise."""
 
     def __init__(self, repo: Path, *, profile: str | None = "unixfs-v1-2025") -> None:
-        self._binary = kubo_binary()
+        self._binary = str(kubo_binary())
         self._environment = {"IPFS_PATH": str(repo), "IPFS_TELEMETRY": "off", "HOME": str(repo)}
         self.run("init", "--empty-repo", "--profile=test")
         if profile is not None:
@@ -48,9 +39,9 @@ class OfflineKubo:
         return Cid.parse(self.run("add", "-r", "-Q", "--offline", *extra, *flags, str(path)).decode().strip())
 
     def blocks(self, root: Cid) -> Blocks:
-        """Every block below root, by canonical CID."""
+        """Every block below root, by canonical CID; without those that are inline in theirs."""
         archive = self.run("dag", "export", "--offline", "--progress=false", str(root))
-        return dict(read_archive(archive))
+        return {cid: block for cid, block in read_archive(archive) if cid.inline is None}
 
 
 def read_archive(archive: bytes) -> Iterable[tuple[Cid, bytes]]:
@@ -165,8 +156,43 @@ def node(links: Iterable[tuple[Cid, bytes]], data: bytes) -> bytes:
     return encode([Link(cid, name, 0) for cid, name in links], data)
 
 
+def put_leaf(blocks: Blocks, data: bytes, kind: int = FILE) -> tuple[Cid, int]:
+    return put(blocks, node([], unixfs_data(kind, data, len(data)))), len(data)
+
+
+def put_file(blocks: Blocks, parts: list[tuple[Cid, int]], own: bytes | None = None) -> tuple[Cid, int]:
+    """A File node over parts (CID, file bytes), with data of its own if wanted."""
+    size = len(own or b"") + sum(length for _, length in parts)
+    data = unixfs_data(FILE, own, size, [length for _, length in parts])
+    return put(blocks, node([(cid, b"") for cid, _ in parts], data)), size
+
+
+def put_directory(blocks: Blocks, entries: list[tuple[bytes, Cid]]) -> Cid:
+    return put(blocks, node([(cid, name) for name, cid in entries], unixfs_data(DIRECTORY)))
+
+
+def put_raw(blocks: Blocks, data: bytes) -> tuple[Cid, int]:
+    blocks[raw(data)] = data
+    return raw(data), len(data)
+
+
 def cut(data: bytes, chunk_bytes: int) -> list[Leaf]:
     """Raw leaves of a file; for the empty file, its one empty leaf."""
     starts = range(0, max(len(data), 1), chunk_bytes)
     chunks = [(start, data[start : start + chunk_bytes]) for start in starts]
     return [Leaf(raw(chunk), start, len(chunk)) for start, chunk in chunks]
+
+
+def names_filling(link_bytes: int) -> list[str]:
+    """Names whose links to empty files (CIDv1, Tsize 0) take exactly link_bytes of a directory's block.
+
+    link_bytes: 1,000 or more. A link with a name of 128 to 255 letters takes 46 bytes and the name.
+    """
+    names = [f"{i:06}".ljust(200, "x") for i in range(link_bytes // 246 - 2)]
+    left = link_bytes - 246 * len(names)
+    count = 3 if left > 2 * (46 + 255) else 2
+    for index in range(count):
+        length = left // (count - index) - 46
+        names.append(f"{index:06}".ljust(length, "y"))
+        left -= length + 46
+    return names
