@@ -1,8 +1,8 @@
 """`hf:org/name[@revision]`, first form: the Hub's files one after another, each checked against its oid, then stored.
 
-Files gather in ``partial/hub-…`` of the store, named by repository and commit. What was fetched stays there when the
-fetch fails or the process dies, and is hashed again before it counts: a second try asks only for the rest. The
-directory ends when its files have moved into the store. One fetch at a time owns it (a lock on the directory).
+Files gather in ``<cache>/hub/…``, a directory for each repository and commit, on the store's device. What was fetched
+stays there when the fetch fails or the process dies, and is hashed again before it counts: a second try asks only for
+the rest. The directory ends when its files have moved into the store. One fetch at a time owns it (a lock on it).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,8 @@ from ipfs_accelerate_node.store.ingest import Ingested, ingest
 from ipfs_accelerate_node.store.types import Provenance, SourceShare, StoredModel
 
 log = logging.getLogger(__name__)
+
+_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 async def fetch_hub(
@@ -118,8 +121,9 @@ def _provenance(hub: HubSource, snapshot: Snapshot, traffic: Traffic) -> Provena
 def _staging(store: Store, snapshot: Snapshot) -> Iterator[Path]:
     """The directory where this commit's files gather, ours alone inside the context."""
     key = hashlib.sha256(f"{snapshot.repo}@{snapshot.commit}".encode()).hexdigest()[:32]
-    directory = store.root / "partial" / f"hub-{key}"
-    with storing(snapshot.repo):
+    directory = store.root / "hub" / key
+    with storing(f"cannot stage {snapshot.repo}"):
+        directory.parent.mkdir(mode=0o700, exist_ok=True)
         directory.mkdir(mode=0o700, exist_ok=True)
         handle = open_directory(directory)
     try:
@@ -224,19 +228,41 @@ class _Part:
         return self._hash.oid
 
     def open(self) -> None:
-        """Takes over what an earlier try left, unless that cannot be the beginning of this file."""
-        with storing(self.file.path):
+        """Takes over what an earlier try left, if it is or may become this file, and starts anew otherwise."""
+        with storing(f"cannot stage {self.file.path}"):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._handle = os.open(self._path, flags, 0o600)
-            while chunk := os.pread(self._handle, CHUNK_BYTES, self.have):
-                self._hash.update(chunk)
-                self.have += len(chunk)
+            if self._left_by_a_commit():
+                return
+            self._handle = os.open(self._path, _FLAGS | os.O_RDWR | os.O_CREAT, 0o600)
+            self._read()
         if self.have >= self.file.size and not self.settle():
             self.clear()
 
+    def _left_by_a_commit(self) -> bool:
+        """A file that was on its way into the store when the process died may be a blob by now (read-only, a second
+        link): never to be written to. True if it is whole; else it is let go."""
+        try:
+            self._handle = os.open(self._path, _FLAGS | os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        found = os.fstat(self._handle)
+        ours = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_mode & stat.S_IWUSR
+        if not ours:
+            self._read()
+            if self.settle():
+                return True
+            self._path.unlink()
+        self.close()
+        self._hash, self.have = OidHash(self.file), 0
+        return False
+
+    def _read(self) -> None:
+        while chunk := os.pread(self._handle, CHUNK_BYTES, self.have):
+            self._hash.update(chunk)
+            self.have += len(chunk)
+
     def append(self, payload: bytes) -> None:
-        with self._lock, storing(self.file.path):
+        with self._lock, storing(f"cannot stage {self.file.path}"):
             if self._handle < 0:
                 return
             write_all(self._handle, payload, self.have)
@@ -247,13 +273,13 @@ class _Part:
         """Whether all bytes are here, match the oid and are on disk."""
         if self.have != self.file.size or self.oid != self.file.oid:
             return False
-        with storing(self.file.path):
+        with storing(f"cannot stage {self.file.path}"):
             os.fdatasync(self._handle)
         self.whole = True
         return True
 
     def clear(self) -> None:
-        with self._lock, storing(self.file.path):
+        with self._lock, storing(f"cannot stage {self.file.path}"):
             os.ftruncate(self._handle, 0)
             self._hash, self.have = OidHash(self.file), 0
 
@@ -282,7 +308,7 @@ def _commit(store: Store, snapshot: Snapshot, staging: Path, name: str | None, p
 
 
 def _drop_strangers(staging: Path, wanted: set[str]) -> None:
-    with storing("staging directory"):
+    with storing(f"cannot stage in {staging}"):
         for folder, _, names in os.walk(staging):
             for entry in names:
                 path = Path(folder, entry)

@@ -297,27 +297,38 @@ class HubSource:
     async def _runs(
         self, response: aiohttp.ClientResponse, file: HubFile, expected: int, traffic: Traffic
     ) -> AsyncIterator[bytes]:
-        while run := await self._run(response, file):
+        failure: Exception | None = None
+        while failure is None:
+            run, failure = await self._run(response)
             traffic.bytes += len(run)
             expected -= len(run)
             if expected < 0:
                 raise bad_source(self.name, f"sends more than the {file.size} bytes of {file.path}")
-            yield run
+            if run:
+                yield run
+            elif failure is None:
+                break
+        if failure is not None:
+            with self._named_errors(file):
+                raise failure
         if expected:
             raise bad_source(self.name, f"broke off within {file.path}", code="truncated")
 
-    async def _run(self, response: aiohttp.ClientResponse, file: HubFile) -> bytes:
-        """Up to CHUNK_BYTES and a little; empty at the end. Stalled: a source that only drips."""
+    async def _run(self, response: aiohttp.ClientResponse) -> tuple[bytes, Exception | None]:
+        """Up to CHUNK_BYTES and a little, less at the end or before a failure; nothing and no failure at the end. A
+        source that only drips has stalled."""
         loop = asyncio.get_running_loop()
         run, marked = bytearray(), 0
-        with self._named_errors(file):
+        try:
             async with asyncio.timeout(self._stall_s) as patience:
                 while len(run) < CHUNK_BYTES and (part := await response.content.readany()):
                     run += part
                     if len(run) - marked >= MIN_PROGRESS_BYTES:
                         marked = len(run)
                         patience.reschedule(loop.time() + self._stall_s)
-        return bytes(run)
+        except (aiohttp.ClientError, OSError) as exc:  # a TimeoutError is an OSError
+            return bytes(run), exc
+        return bytes(run), None
 
 
 def _read_commit(upstream: Origin, token: str | None, repo: str, revision: str) -> Commit:
