@@ -142,8 +142,8 @@ class Guard(AbstractResolver):
         return public(address) or (embedded(address), port) in self._granted
 
     def check_host(self, host: str, port: int) -> None:
-        """Raises AddressRefused if host spells an IP address that may not be contacted, or spells one in a way that only
-        a disguise needs (``2130706433``, ``0x7f.1``); names are judged when resolved."""
+        """Raises AddressRefused if host spells an IP address that may not be contacted, or spells one as only a disguise
+        would (``2130706433``, ``0x7f.1``); names are judged when resolved."""
         address = literal(host)
         if address is not None and not self.admits(address, port):
             raise AddressRefused(f"{host} is not a public address and not one that was configured")

@@ -26,7 +26,7 @@ class KuboSource:
     name = "kubo"
     kind = "kubo"
 
-    def __init__(self, client: KuboClient, *, timeout_s: float) -> None:
+    def __init__(self, client: KuboClient, *, timeout_s: float = 60.0) -> None:
         self._client = client
         self._timeout_s = timeout_s
 
