@@ -100,9 +100,8 @@ class KuboClient:
         return dict(answer)
 
     async def connect(self, multiaddr: str, *, timeout_s: float = _CONTROL_TIMEOUT_S) -> None:
-        await self._control.call(
-            calls.SWARM_CONNECT, lambda api: api.swarm.connect(multiaddr, timeout=timeout_s), timeout_s=timeout_s
-        )
+        """Dial a peer (not through `ipfshttpclient`, which sends the address letter by letter)."""
+        await self._one(calls.SWARM_CONNECT, [("arg", multiaddr)], timeout_s=timeout_s)
 
     # --- blocks
 
@@ -223,6 +222,11 @@ class KuboClient:
             timeout_s=timeout_s,
             empty=True,
         )
+
+    async def files_has(self, path: str, *, timeout_s: float = 30.0) -> bool:
+        """Whether the daemon's own file tree has that entry."""
+        answer = await _unless(self._one(calls.FILES_STAT, [("arg", path)], timeout_s=timeout_s), "not exist")
+        return answer is not None
 
     async def complete(self, cid: Cid, *, timeout_s: float) -> bool:
         """Whether the daemon's own repo holds the whole DAG. Reads all of it."""

@@ -79,10 +79,12 @@ class Control:
             raise refused(call, str(exc)) from exc
         except foreign.StatusError as exc:
             raise bad_status(call, exc.original.response.status_code) from exc
-        except foreign.TimeoutError as exc:
-            raise Unavailable(f"Kubo did not answer {call.path} in time", code="kubo_timeout", call=call.path) from exc
         except (foreign.Error, OSError) as exc:  # OSError: what `requests` raises and the library lets through
-            raise Unavailable(f"Kubo at {self._url} does not answer", code="kubo_unavailable", call=call.path) from exc
+            # the answer's rest coming late is no timeout to the library
+            late = isinstance(exc, foreign.TimeoutError) or "Read timed out" in str(exc)
+            reason = f"does not answer {call.path} in time" if late else "does not answer"
+            code = "kubo_timeout" if late else "kubo_unavailable"
+            raise Unavailable(f"Kubo at {self._url} {reason}", code=code, call=call.path) from exc
         return answer.as_json() if hasattr(answer, "as_json") else answer
 
 

@@ -83,6 +83,13 @@ async def seed(
     return Seeded(True, "; ".join(notes) or None, announced)
 
 
+async def is_seeded(client: KuboClient, root: Cid, *, announced: bool) -> bool:
+    """Whether an earlier `seed` of it still stands in this daemon."""
+    if announced or not client.managed:
+        return await client.pinned(root)
+    return await client.files_has(_entry(root)) or await client.pinned(root)
+
+
 async def unseed(client: KuboClient, plan: ModelPlan, nodes: Nodes, *, keep: Collection[Cid] = frozenset()) -> None:
     """Take back what `seed` did, before the files go: pin and entry, then references and node blocks.
 

@@ -1,10 +1,11 @@
 """Real Kubo daemons for tests: loopback only, no bootstrap but what a test gives, no helper services, no telemetry.
 
-A test module that wants the fixtures says ``pytest_plugins = ["tests.support.kubo"]``.
+A test module takes the fixtures it wants by assignment: ``managed, kubo_factory = kubo.managed, kubo.kubo_factory``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import pytest
+
+from ipfs_accelerate_node.kubo.service import KuboService
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -180,3 +183,26 @@ def kubo_factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KuboFacto
 def kubo_hub(kubo_factory: KuboFactory) -> KuboDaemon:
     """A DHT server on loopback to bootstrap from: how daemons that do not know each other meet."""
     return kubo_factory(config={"Routing.Type": "dhtserver"})
+
+
+class ManagedFactory(Protocol):
+    def __call__(self, name: str = "cache", **settings: Any) -> KuboService: ...
+
+
+@pytest.fixture
+def managed(tmp_path: Path) -> ManagedFactory:
+    """Makes (does not start) a service with a private child; equal names share repo and key."""
+
+    def make(name: str = "cache", **settings: Any) -> KuboService:
+        (cache := tmp_path / name / "blobs").mkdir(parents=True, exist_ok=True)
+        chosen: dict[str, Any] = {
+            "mode": "managed",
+            "cache": cache.parent,
+            "binary": kubo_binary(),
+            "key_seed": hashlib.sha256(name.encode()).digest(),
+            "bootstrap": (),
+            "loopback": True,
+        }
+        return KuboService(**(chosen | settings))
+
+    return make
