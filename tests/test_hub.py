@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
 
+import httpx2
 import pytest
+from huggingface_hub import HfApi
 
 from ipfs_accelerate_node.errors import (
     AuthRequired,
@@ -312,6 +315,24 @@ async def test_a_stall_ends(hub: FakeHub) -> None:
         with pytest.raises(SourceUnavailable) as caught:
             await read(hub_source, snapshot, "model.safetensors")
     assert caught.value.code == "stalled"
+
+
+async def test_a_source_that_only_drips_has_stalled(hub: FakeHub) -> None:
+    async with source(hub, stall_timeout_s=0.2) as hub_source:
+        snapshot = await hub_source.snapshot("org/open")
+        hub.faults["model.safetensors"] = ["drip"]
+        with pytest.raises(SourceUnavailable) as caught:
+            await read(hub_source, snapshot, "model.safetensors")
+    assert caught.value.code == "stalled"
+
+
+async def test_the_library_asks_nobody_but_the_upstream_of_a_call(hub: FakeHub) -> None:
+    async with source(hub) as hub_source:
+        await hub_source.snapshot("org/open")
+    hub.seen.clear()
+    with pytest.raises(httpx2.ConnectError):
+        await asyncio.to_thread(HfApi(endpoint=hub.other, token=TOKEN).model_info, "org/open")
+    assert not hub.seen
 
 
 async def test_ranges_that_are_not_what_was_asked_for(hub: FakeHub) -> None:

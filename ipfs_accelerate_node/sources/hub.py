@@ -354,10 +354,3 @@ def _is_loopback(origin: Origin) -> bool:
     return origin.host == "localhost" or (
         isinstance(address, ipaddress.IPv4Address | ipaddress.IPv6Address) and address.is_loopback
     )
-
-
-def stored_token() -> str | None:
-    """The user's own token as the Hub's tools find it: HF_TOKEN, else the token file. Blocks: worker threads only."""
-    from huggingface_hub import get_token
-
-    return get_token()

@@ -114,7 +114,9 @@ class _OneOrigin(httpx2.HTTPTransport):
     """Sees every request just before it leaves, those after a redirect or a Link header too."""
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        upstream = _upstream.get()
+        upstream = _upstream.get(None)
+        if upstream is None:
+            raise httpx2.ConnectError("only metadata of a configured upstream is asked for", request=request)
         if _origin(request) != upstream:
             raise bad_source(str(upstream), "sends us to another origin for its metadata", code="redirect_refused")
         response = super().handle_request(request)

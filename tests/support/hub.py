@@ -273,6 +273,8 @@ async def _send(request: web.Request, content: bytes, headers: Mapping[str, str]
     if fault != "long":
         response.content_length = len(body)
     await response.prepare(request)
+    if fault == "drip":
+        await _drip(response)
     if fault in ("truncate", "stall"):
         await response.write(body[: len(body) // 2])
         if fault == "truncate" and request.transport is not None:
@@ -284,3 +286,13 @@ async def _send(request: web.Request, content: bytes, headers: Mapping[str, str]
         await response.write(body)
     await response.write_eof()
     return response
+
+
+async def _drip(response: web.StreamResponse) -> None:
+    """A byte every twentieth of a second until the client has gone: that cancels us."""
+    tick = asyncio.get_running_loop().call_later
+    while True:
+        next_byte = asyncio.Event()
+        tick(0.05, next_byte.set)
+        await next_byte.wait()
+        await response.write(b"x")
