@@ -34,7 +34,8 @@ _AGENT = "ipfs-accelerate-node"
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long silence may last, in seconds: until connected, until the headers are there, between two reads."""
+    """How long silence may last, in seconds: until connected; until the headers are there, connecting included; between
+    two reads."""
 
     connect_s: float = CONNECT_S
     first_byte_s: float = FIRST_BYTE_S
@@ -158,7 +159,7 @@ class GuardedSession:
 
     async def _once(self, method: str, url: URL, asked: Asked, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         origin = Origin.of(url)
-        async with _faults(asked, max(self.pace.first_byte_s, self.pace.connect_s), "source_unavailable"):
+        async with _faults(asked, self.pace.first_byte_s, "source_unavailable"):
             self._guard.check_host(origin.host, origin.port)
             return await self._client().request(method, url, headers=headers, allow_redirects=False)
 
@@ -245,5 +246,7 @@ async def _faults(asked: Asked, silence_s: float, broken: str) -> AsyncIterator[
 
 def _cause(exc: BaseException) -> str:
     """One line, without the addresses that aiohttp repeats."""
-    text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+    text = exc.message if isinstance(exc, aiohttp.ClientResponseError) else str(exc)
+    if isinstance(exc, OSError) and exc.strerror:
+        text = exc.strerror
     return ascii(text.splitlines()[0][:120] if text else type(exc).__name__).strip("'\"")

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -85,7 +86,8 @@ class FakeGateway:
     """blocks: by canonical CID, changed at will. fault: for every block; faults: for one block, and wins.
 
     asked: how often each canonical CID was requested. gate: while it is cleared, answers wait (a test holds requests in
-    flight that way); waiting: how many do.
+    flight that way); waiting: how many do. arrived: some request came; idle: none waits. connections: distinct ones.
+    slow: send blocks in parts of so many bytes, one every so many seconds.
     """
 
     def __init__(self, blocks: Mapping[Cid, bytes], *, tls: ssl.SSLContext | None = None) -> None:
@@ -98,7 +100,11 @@ class FakeGateway:
         self.gate.set()
         self.waiting = 0
         self.most_waiting = 0
+        self.connections = 0
+        self.slow: tuple[int, float] | None = None
         self.arrived = asyncio.Event()
+        self.idle = asyncio.Event()
+        self._protocols: list[object] = []
         self._tls = tls
         self._closing = asyncio.Event()
         self._runner: web.AppRunner | None = None
@@ -132,6 +138,7 @@ class FakeGateway:
         cid = Cid.parse(request.match_info["cid"]).canonical
         self.asked[cid] += 1
         self.headers_seen.append(request.headers)
+        self._count_connection(request)
         await self._pass_gate()
         if request.query.get("format") != "raw" or request.headers.get("Accept") != RAW_TYPE:
             return web.Response(status=406)
@@ -143,6 +150,8 @@ class FakeGateway:
         block = self.blocks.get(cid)
         if block is None:
             return web.Response(status=404)
+        if fault is None and self.slow is not None:
+            return await self._slowly(request, block, *self.slow)
         if fault is None:
             return web.Response(body=block, content_type=RAW_TYPE)
         return await self._misbehave(request, fault, block)
@@ -151,10 +160,13 @@ class FakeGateway:
         self.waiting += 1
         self.most_waiting = max(self.most_waiting, self.waiting)
         self.arrived.set()
+        self.idle.clear()
         try:
             await self.gate.wait()
         finally:
             self.waiting -= 1
+            if not self.waiting:
+                self.idle.set()
 
     async def _misbehave(self, request: web.Request, fault: Fault, block: bytes) -> web.StreamResponse:
         if isinstance(fault, Flip):
@@ -186,11 +198,26 @@ class FakeGateway:
     async def _drip(self, response: web.StreamResponse, fault: Drip) -> None:
         while not self._closing.is_set():
             await response.write(b"x")
-            try:
-                async with asyncio.timeout(fault.every_s):
-                    await self._closing.wait()
-            except TimeoutError:
-                continue
+            await self._tick(fault.every_s)
+
+    async def _slowly(self, request: web.Request, block: bytes, part: int, every_s: float) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": RAW_TYPE, "Content-Length": str(len(block))})
+        await response.prepare(request)
+        for at in range(0, len(block), part):
+            await response.write(block[at : at + part])
+            await self._tick(every_s)
+        return response
+
+    async def _tick(self, seconds: float) -> None:
+        """The pace of a slow server; ends at once when the test does."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+
+    def _count_connection(self, request: web.Request) -> None:
+        if request.protocol not in self._protocols:
+            self._protocols.append(request.protocol)
+            self.connections += 1
 
 
 TINY = Profile(chunk_bytes=64, width=4)
