@@ -1,7 +1,7 @@
 """Layer 5, the composition root: builds every part, owns start and stop order, and is what the API calls.
 
-Start: store (takes the cache's lock) → key → Kubo (comes up in the background) → worker processes → jobs. Stop: the same
-backwards; a pin under way is cancelled and resumes from its verified part at the next `pin`.
+Start: store (takes the cache's lock) → key → Kubo (comes up in the background) → worker processes → jobs. Stop: the
+same backwards; a pin under way is cancelled and resumes from its verified part at the next `pin`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.reference import HubRef, MockRef, Reference, RootRef, parse_reference
-from ipfs_accelerate_node.errors import InvalidConfig, Loading, NodeError, NotFound
+from ipfs_accelerate_node.errors import InvalidConfig, Loading, ModelUnsupported, NodeError, NotFound
 from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, receipt
 from ipfs_accelerate_node.fetch.seeder import Seeder
-from ipfs_accelerate_node.inference import Embeddings, LoadedModel, ModelSpec, Registry
-from ipfs_accelerate_node.kubo import KuboService, find_binary
+from ipfs_accelerate_node.inference.model import Accelerator, Embeddings, LoadedModel, ModelSpec
+from ipfs_accelerate_node.inference.registry import Registry
+from ipfs_accelerate_node.kubo import Feature, KuboService, find_binary
 from ipfs_accelerate_node.records.key import NodeKey
 from ipfs_accelerate_node.store import GcReport, Provenance, Store, StoredModel, VerifyReport
 from ipfs_accelerate_node.store.ingest import ingest
@@ -56,8 +57,8 @@ class FileInfo:
     path: str
     cid: str
     size: int
-    sha256: str | None
-    git_sha1: str | None
+    sha256: str
+    git_sha1: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,7 @@ class Node:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            self.store = await asyncio.to_thread(
-                Store.open, self.config.cache, quota_bytes=self.config.quota_bytes, paranoid=self.config.paranoid
-            )
+            self.store = await asyncio.to_thread(Store.open, self.config.cache, quota_bytes=self.config.quota_bytes)
             stack.callback(self.store.close)
             self.key = await asyncio.to_thread(NodeKey.load_or_create, self.config.cache / "node.key")
             self.kubo = await stack.enter_async_context(self._kubo_service())
@@ -112,21 +111,25 @@ class Node:
 
     def _kubo_service(self) -> KuboService:
         config = self.config
-        mode, url, binary = config.kubo, None, None
-        if mode.startswith(("http://", "https://", "/")):
-            mode, url = "external", config.kubo
-        elif mode == "auto" and config.ipfs_path is not None and (config.ipfs_path / "api").exists():
-            mode, url = "external", (config.ipfs_path / "api").read_text().strip()
-        if mode in ("auto", "managed"):
-            binary = find_binary(config.kubo_binary)
-            if binary is None and mode == "managed":
+        binary = find_binary(config.kubo_binary) if config.kubo in ("auto", "managed") else None
+        mode: Literal["managed", "external", "off"]
+        if config.kubo == "off":
+            mode = "off"
+        elif config.kubo == "managed":
+            mode = "managed"
+            if binary is None:
                 raise InvalidConfig("--kubo managed needs an `ipfs` binary: install Kubo, or run scripts/install-kubo")
+        elif config.kubo != "auto" or config.ipfs_path is not None:
+            mode = "external"
+        else:
             mode = "managed" if binary else "off"
         return KuboService(
             mode=mode,
             cache=config.cache,
             binary=binary,
-            url=url,
+            url=config.kubo if config.kubo not in ("auto", "managed", "off") else None,
+            ipfs_path=config.ipfs_path if config.kubo == "auto" else None,
+            features={Feature.PUBLISH},
             auth=config.kubo_auth,
             key_seed=self.key.seed,
             swarm_key=config.swarm_key,
@@ -162,12 +165,13 @@ class Node:
     def model_info(self, ref: str) -> ModelInfo:
         model = self.find(ref)
         plan = self.store.plan(model.root)
-        files = [] if plan is None else [(f, self.store.file(f.cid)) for f in plan.files]
+        stored = [] if plan is None else [(f.path, self.store.file(f.cid)) for f in plan.files]
         return ModelInfo(
             model=model,
             files=tuple(
-                FileInfo(f.path, str(f.cid), f.size, s.sha256 if s else None, s.git_sha1 if s else None)
-                for f, s in files
+                FileInfo(path, str(file.cid), file.size, file.sha256.hex(), file.git_sha1.hex())
+                for path, file in stored
+                if file is not None
             ),
             loaded=self.registry.find(str(model.root)),
         )
@@ -200,7 +204,14 @@ class Node:
         began = time.perf_counter()
         provenance = Provenance(kind="local", reference=path.name, at=_now(), profile=PROFILE_NAME)
         ingested = await asyncio.to_thread(
-            ingest, self.store, path, move=move, name=name, announce=announce, provenance=provenance
+            ingest,
+            self.store,
+            path,
+            move=move,
+            name=name,
+            public=True,
+            announce=announce,
+            provenance=provenance,
         )
         seeded = await self.seeder.seed(ingested.model.root, announce=announce, brought=False)
         log.info(
@@ -243,13 +254,10 @@ class Node:
     async def remove(self, ref: str, *, force: bool = False) -> int:
         """Bytes freed. Raises Conflict for what is pinned (unless forced) or loaded."""
         model = await asyncio.to_thread(self.find, ref)
-        await asyncio.to_thread(self.store.check_removable, model.root, force=force)
-        await self.seeder.unseed(model.root)
         return await asyncio.to_thread(self.store.remove, model.root, force=force)
 
     async def gc(self) -> GcReport:
-        for model in await asyncio.to_thread(self.store.collectable):
-            await self.seeder.unseed(model.root)
+        """Deletes everything that is neither pinned nor in use."""
         return await asyncio.to_thread(self.store.gc)
 
     async def verify(self, ref: str | None = None) -> VerifyReport:
@@ -265,7 +273,11 @@ class Node:
         """Loads a stored model, or a mock that is named as one; joins a load of the same model that is under way."""
         reference = parse_reference(ref)
         if isinstance(reference, MockRef):
-            spec = ModelSpec(root=ref, path=None, names=(), source="mock", task=reference.task, mock=True)
+            if reference.task != "embedding":
+                raise ModelUnsupported(
+                    f"there is no mock of {reference.task!a}; mock:embedding is one", code="task_unsupported"
+                )
+            spec = ModelSpec(root=ref, path=None, names=(), source="mock", task="embedding", mock=True)
             return await self.registry.load(spec, device=device, precision=precision, alias=alias)
         model = await asyncio.to_thread(self.find, ref)
         spec = ModelSpec(
@@ -349,7 +361,7 @@ class Node:
             client=client,
         )
 
-    async def accelerators(self) -> list[dict[str, object]]:
+    async def accelerators(self) -> list[Accelerator]:
         return await self.registry.accelerators()
 
     def health(self) -> dict[str, object]:

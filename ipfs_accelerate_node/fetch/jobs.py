@@ -1,7 +1,7 @@
 """Pins under way, as a caller sees them: what each has got so far, and how it ended.
 
-A job outlives the request that started it and every watcher. Its state changes in one place (`JobBoard.change`), without
-an `await` inside; watchers wait for the next change and never miss the last one.
+A job outlives the request that started it and every watcher. Its state changes in one place (`JobBoard.change`),
+without an `await` inside; watchers wait for the next change and never miss the last one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class PinJob:
-    """One state of one pin. bytes_total is None until the DAG has been walked; error is the problem body of a failure."""
+    """One state of one pin. bytes_total is None until the DAG has been walked; error: the problem body of a failure."""
 
     id: str
     ref: str

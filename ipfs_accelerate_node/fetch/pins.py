@@ -117,7 +117,9 @@ class Pins:
             model = fetched.model
         else:
             await asyncio.to_thread(self._keep, model.root, job.name)
-        announce = model.public and (self._config.announce_pins if announce is None else announce)
+        if announce is None:  # what comes by CID is public already; what lies here keeps the say its owner had
+            announce = model.announce if fetched is None else self._config.announce_pins
+        announce = announce and model.public
         await asyncio.to_thread(self._store.set_announce, model.root, announce)
         self.jobs.change(job.id, state="seeding", root=str(model.root))
         brought = fetched is not None and any(s.kind == "kubo" for s in fetched.sources)

@@ -1,83 +1,110 @@
-"""Keeps Kubo's view equal to the store's: every stored model is seeded out of its one copy, or the receipt says why not.
+"""Keeps Kubo's view equal to the store's: every stored model is seeded out of its one copy, or a note says why not.
 
 A model committed while Kubo was away, or before it was ready, is seeded as soon as Kubo is there; whether it may be
-announced is the store's knowledge (`StoredModel.announce`), so a restart changes nothing.
+announced is the store's knowledge (`StoredModel.announce`), so a restart changes nothing. A model that leaves the
+store, removed, evicted or quarantined, leaves Kubo too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import ModelPlan
 from ipfs_accelerate_node.errors import NodeError, NotFound, Unavailable
-from ipfs_accelerate_node.kubo import KuboClient, KuboService
-from ipfs_accelerate_node.kubo.seeding import Seeded, is_seeded, seed, unseed
+from ipfs_accelerate_node.kubo import KuboClient, KuboService, Seeded, is_seeded, seed, unseed
 from ipfs_accelerate_node.store import Store
 
 log = logging.getLogger(__name__)
 
+Nodes = Sequence[tuple[Cid, bytes]]
+
 
 class Seeder:
-    """Owns the order of seeding: one model at a time, since each reads its files whole."""
+    """Owns the order of what Kubo is told: one model at a time, each is read whole. `run` is its long-lived task."""
 
     def __init__(self, store: Store, kubo: KuboService) -> None:
         self._store = store
         self._kubo = kubo
         self._turn = asyncio.Lock()
+        self._departed: asyncio.Queue[tuple[ModelPlan, Nodes]] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        store.on_departure(lambda plan, nodes: _hand_over(loop, self._departed, plan, nodes))
 
     async def seed(self, root: Cid, *, announce: bool, brought: bool) -> Seeded:
-        """brought: Kubo fetched the blocks itself and still holds a second copy. Never raises for Kubo's faults: a model
-        that is stored and not seeded is a success with a note."""
+        """brought: Kubo fetched the blocks itself and still holds a second copy. Never raises for Kubo's faults: a
+        model that is stored and not seeded is a success with a note."""
         if self._kubo.state == "off":
-            return Seeded(False, f"served over HTTP only: {self._kubo.reason or 'Kubo is switched off'}", False)
+            return Seeded(False, f"served over HTTP only: Kubo is {self._kubo.reason or 'switched off'}")
         try:
             client = self._kubo.client
         except Unavailable as exc:
-            return Seeded(False, f"{exc}; it is seeded as soon as Kubo is ready", False)
+            return Seeded(False, f"{exc}; it is seeded as soon as Kubo is ready")
         try:
             async with self._turn:
                 return await self._seed(client, root, announce=announce, brought=brought)
         except NodeError as exc:
             log.warning("seed.failed root=%s reason=%s", root, exc)
-            return Seeded(False, f"served over HTTP only: {exc}", False)
+            return Seeded(False, f"served over HTTP only: {exc}")
 
     async def _seed(self, client: KuboClient, root: Cid, *, announce: bool, brought: bool) -> Seeded:
-        plan, nodes = await self.parts(root)
-        blobs = await asyncio.to_thread(self._blob_paths, plan)
+        plan, nodes, blobs = await asyncio.to_thread(self._parts, root)
         return await seed(client, plan, nodes, blobs, announce=announce, brought=brought)
 
-    async def unseed(self, root: Cid) -> None:
-        """Takes a model's references out of Kubo, before its files go."""
-        try:
-            client = self._kubo.client
-        except Unavailable:
-            return
-        plan, nodes = await self.parts(root)
-        async with self._turn:
-            await unseed(client, plan, nodes)
-
-    async def parts(self, root: Cid) -> tuple[ModelPlan, list[tuple[Cid, bytes]]]:
-        plan = await asyncio.to_thread(self._store.plan, root)
+    def _parts(self, root: Cid) -> tuple[ModelPlan, Nodes, dict[Cid, Path]]:
+        plan = self._store.plan(root)
         if plan is None:
             raise NotFound(f"{root} is not in the store", cid=str(root))
-        return plan, await asyncio.to_thread(self._store.nodes, root)
-
-    def _blob_paths(self, plan: ModelPlan) -> dict[Cid, object]:
-        found = {file.cid: self._store.file(file.cid) for file in plan.files}
-        missing = [str(cid) for cid, stored in found.items() if stored is None]
-        if missing:
-            raise NotFound(f"a file of {plan.root} is no longer in the store: {missing[0]}", cid=missing[0])
-        return {cid: stored.path for cid, stored in found.items() if stored is not None}
+        blobs: dict[Cid, Path] = {}
+        for file in plan.files:
+            if (stored := self._store.file(file.cid)) is None:
+                raise NotFound(f"a file of {root} is no longer in the store: {file.cid}", cid=str(file.cid))
+            blobs[file.cid] = stored.path
+        return plan, self._store.nodes(root), blobs
 
     async def run(self) -> None:
-        """Seeds what is not seeded, each time Kubo becomes ready. Ends only by cancel."""
+        """Follows the store and Kubo: seeds what is not seeded each time another daemon is ready, and takes back what
+        left the store. Ends only by cancel."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_kubo(), name="seed stored models")
+            group.create_task(self._follow_departures(), name="unseed departed models")
+
+    async def _follow_kubo(self) -> None:
+        client: KuboClient | None = None
         while True:
-            client = await self._kubo.next_ready()
+            client = await self._kubo.next_ready(client)
             for model in await asyncio.to_thread(self._store.models):
                 try:
                     if not await is_seeded(client, model.root, announced=model.announce):
                         await self.seed(model.root, announce=model.announce, brought=False)
                 except NodeError as exc:
                     log.warning("seed.check_failed root=%s reason=%s", model.root, exc)
+
+    async def _follow_departures(self) -> None:
+        """A departure that Kubo cannot be told of leaves references to files that are gone: small, never served."""
+        while True:
+            plan, nodes = await self._departed.get()
+            try:
+                async with self._turn:
+                    if await asyncio.to_thread(self._store.model, plan.root) is None:
+                        await unseed(
+                            self._kubo.client, plan, nodes, keep=await asyncio.to_thread(self._kept, plan, nodes)
+                        )
+            except NodeError as exc:
+                log.info("unseed.skipped root=%s reason=%s", plan.root, exc)
+
+    def _kept(self, plan: ModelPlan, nodes: Nodes) -> set[Cid]:
+        """What other stored models still need of it."""
+        cids = [*(file.cid for file in plan.files), *(cid for cid, _ in nodes)]
+        return {cid.canonical for cid in cids if self._store.has(cid)}
+
+
+def _hand_over(
+    loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[tuple[ModelPlan, Nodes]], plan: ModelPlan, nodes: Nodes
+) -> None:
+    """From the removing thread to the loop; a loop that has ended needs no news."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(queue.put_nowait, (plan, nodes))

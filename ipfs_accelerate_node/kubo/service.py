@@ -98,21 +98,18 @@ class KuboService:
 
     async def wait_ready(self, timeout_s: float) -> KuboClient:
         """The client, as soon as there is one. Raises Unavailable at the timeout, or at once when it will never be."""
+        await self.wait_for("ready", timeout_s=timeout_s)
+        return self.client
+
+    async def wait_for(self, state: State, *, timeout_s: float) -> None:
+        """Until it stands so. Raises Unavailable at the timeout; returns early when the state will never change again."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self.state != "ready" and self._task is not None and not self._task.done():
+                while self.state != state and self._task is not None and not self._task.done():
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError as exc:
             raise self._unavailable() from exc
-        return self.client
-
-    async def next_ready(self, known: KuboClient | None) -> KuboClient:
-        """The client of a daemon that is ready and another than ``known``; waits as long as it takes."""
-        while self.state != "ready" or self._client is None or self._client is known:
-            self._changed.clear()
-            await self._changed.wait()
-        return self._client
 
     async def __aenter__(self) -> Self:
         if self.mode != "off":

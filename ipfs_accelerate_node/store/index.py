@@ -26,7 +26,8 @@ _QUICK_CHECK_BYTES = 16 << 20  # a larger database is checked only after an uncl
 _TABLES = """
 CREATE TABLE models(
     id INTEGER PRIMARY KEY, root BLOB NOT NULL UNIQUE, size_bytes INTEGER NOT NULL, file_count INTEGER NOT NULL,
-    pinned INTEGER NOT NULL, public INTEGER NOT NULL, provenance TEXT NOT NULL, last_used INTEGER NOT NULL);
+    pinned INTEGER NOT NULL, public INTEGER NOT NULL, announce INTEGER NOT NULL, provenance TEXT NOT NULL,
+    last_used INTEGER NOT NULL);
 CREATE TABLE names(name TEXT PRIMARY KEY, model INTEGER NOT NULL REFERENCES models ON DELETE CASCADE) WITHOUT ROWID;
 CREATE INDEX names_of ON names(model);
 CREATE TABLE files(

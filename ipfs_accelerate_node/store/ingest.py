@@ -62,6 +62,7 @@ def ingest(
     name: str | None = None,
     pinned: bool = True,
     public: bool = False,
+    announce: bool = False,
     move: bool = False,
     provenance: Provenance,
     progress: Progress | None = None,
@@ -76,14 +77,26 @@ def ingest(
     with scan(directory) as tree:
         if tree.size_bytes > store.room_bytes() and (known := _known(store, directory)) is not None:
             model = store.commit(
-                known.plan, known.nodes, name=name, pinned=pinned, public=public, provenance=provenance
+                known.plan,
+                known.nodes,
+                name=name,
+                pinned=pinned,
+                public=public,
+                announce=announce,
+                provenance=provenance,
             )
             return Ingested(model, known.plan, known.nodes, 0)
         with store.reserve(tree.size_bytes) as reservation, _Intake(store, tree, move, progress) as intake:
             built = intake.take_all()
             intake.admit(built, reservation)
             model = store.commit(
-                built.plan, built.nodes, name=name, pinned=pinned, public=public, provenance=provenance
+                built.plan,
+                built.nodes,
+                name=name,
+                pinned=pinned,
+                public=public,
+                announce=announce,
+                provenance=provenance,
             )
             intake.let_go()
     log.info("store.ingest root=%s bytes=%d files=%d", model.root, model.size_bytes, model.file_count)

@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from ipfs_accelerate_node.content.cid import RAW, Cid
@@ -30,6 +30,8 @@ from ipfs_accelerate_node.store.types import CorruptFile, StoredModel
 
 log = logging.getLogger(__name__)
 NEW_PREFIX = ".new-"
+
+Departure = Callable[[ModelPlan, Sequence[tuple[Cid, bytes]]], None]
 
 
 class Models:
@@ -49,6 +51,7 @@ class Models:
         self._in_use: Counter[Cid] = Counter()
         self.shelf = Shelf(index, layout)
         self.blobs = Blobs(layout, index, lock, failpoints, self.quarantine)
+        self.on_departure: Departure = lambda plan, nodes: None
 
     def commit(self, plan: ModelPlan, nodes: Iterable[tuple[Cid, bytes]], label: Label) -> StoredModel:
         """The model, complete and durable; one that is here already only gains label's names, pin and visibility.
@@ -85,7 +88,13 @@ class Models:
         return found
 
     def relabel(
-        self, root: Cid, *, names: Iterable[str] | None = None, pinned: bool | None = None, public: bool | None = None
+        self,
+        root: Cid,
+        *,
+        names: Iterable[str] | None = None,
+        pinned: bool | None = None,
+        public: bool | None = None,
+        announce: bool | None = None,
     ) -> StoredModel:
         """Durable before it returns. Raises NotFound, StorageError."""
         with self._lock, disk.storing(f"cannot change {root}"):
@@ -95,6 +104,7 @@ class Models:
                 names=found.names if names is None else tuple(sorted(set(names))),
                 pinned=found.pinned if pinned is None else pinned,
                 public=found.public if public is None else public,
+                announce=found.announce if announce is None else announce,
             )
             self._write_label(label)
             self._failpoints.hit("label.before_row")
@@ -140,6 +150,7 @@ class Models:
             if found.pinned and not force:
                 raise Conflict(f"{root} is pinned; unpin it or use force", cid=str(found.root))
             self._layout.check()
+            self._departing(found.root)
             disk.unlink_if_there(f"{found.root}.json", dir_fd=self._layout.models)
             os.fsync(self._layout.models)
             self._failpoints.hit("remove.before_rows")
@@ -173,8 +184,18 @@ class Models:
         log.error("store.quarantine file=%s roots=%s reason=%s", cid, ",".join(map(str, roots)), reason)
         return CorruptFile(row.cid, tuple(f"{root}/{path}" for root, path in homes), roots, reason)
 
+    def _departing(self, root: Cid) -> None:
+        """Tells who refers to the model's files (Kubo's filestore) what goes, while its plan can still be read."""
+        try:
+            plan = self.read_plan(root)
+        except (NotFound, StorageError) as exc:
+            log.warning("store.depart root=%s plan unreadable: %s", root, exc)
+        else:
+            self.on_departure(plan.plan, plan.nodes)
+
     def take_down(self, root: Cid) -> None:
         """A model that lost a file: its label goes to quarantine, its other files and node blocks stay for a retry."""
+        self._departing(root)
         name = f"{root.canonical}.json"
         with contextlib.suppress(FileNotFoundError):
             os.rename(name, name, src_dir_fd=self._layout.models, dst_dir_fd=self._layout.quarantine)
@@ -260,10 +281,12 @@ class Models:
     def _widen(self, found: StoredModel, label: Label) -> StoredModel:
         names = set(found.names) | set(label.names)
         pinned, public = found.pinned or label.pinned, found.public or label.public
+        announce = found.announce or label.announce
         self.shelf.touch(found.root)
-        if (tuple(sorted(names)), pinned, public) == (found.names, found.pinned, found.public):
+        before = (found.names, found.pinned, found.public, found.announce)
+        if (tuple(sorted(names)), pinned, public, announce) == before:
             return self.get(found.root)
-        return self.relabel(found.root, names=names, pinned=pinned, public=public)
+        return self.relabel(found.root, names=names, pinned=pinned, public=public, announce=announce)
 
     def _with_damaged(self, label: Label) -> Label:
         old = self.read_label(f"{label.root.canonical}.json", self._layout.quarantine)
@@ -275,6 +298,7 @@ class Models:
             names=tuple(sorted({*label.names, *names})),
             pinned=label.pinned or old.pinned,
             public=label.public or old.public,
+            announce=label.announce or old.announce,
         )
 
     def _check_name_free(self, name: str, root: Cid) -> None:

@@ -8,13 +8,14 @@ match.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -51,6 +52,8 @@ class PartialFile:
         self._hold = hold
         self._lock = threading.RLock()
         self._open = True
+        self._committed = False
+        self._busy = 0
         self._written = Ranges()
         self._unproven = Ranges()
         self._pending: list[Leaf] = []
@@ -85,12 +88,12 @@ class PartialFile:
         """
         if len(payload) != leaf.length or leaf.offset + leaf.length > self.size:
             raise BadContent(f"leaf {leaf.cid} does not fit {self.cid}: {len(payload)} bytes at {leaf.offset}")
-        if self.covers(leaf.offset, leaf.length):
-            self._remember(leaf)
-            return
-        with disk.storing(f"cannot write {self.cid}"):
+        with self._using() as usable, disk.storing(f"cannot write {self.cid}"):
+            if not usable or self.covers(leaf.offset, leaf.length):
+                self._remember(leaf)
+                return
             self._pwrite(payload, leaf.offset)
-        self._note(leaf, payload)
+            self._note(leaf, payload)
 
     def sync(self) -> list[Leaf]:
         """Makes what was written durable, then records it. Returns the leaves that became durable by this call.
@@ -98,27 +101,23 @@ class PartialFile:
         Raises StorageError: then nothing since the last sync counts as written any more, because the kernel may have
         dropped those pages.
         """
-        with self._lock:
-            self._check_open()
-            leaves, self._pending = self._pending, []
-        if not leaves:
-            return []
-        try:
-            self._owner.failpoints.hit("partial.sync")
-            os.fdatasync(self._fd)
-            self._owner.failpoints.hit("partial.before_record")
+        with self._using() as usable:
             with self._lock:
-                if self._open:
+                leaves, self._pending = self._pending, []
+            if not leaves or not usable:
+                return leaves
+            try:
+                self._owner.failpoints.hit("partial.sync")
+                os.fdatasync(self._fd)
+                self._owner.failpoints.hit("partial.before_record")
+                with self._lock:
                     self._append(leaves)
-        except OSError as exc:
-            with self._lock:
-                for leaf in leaves:
-                    self._written.remove(leaf.offset, leaf.offset + leaf.length)
-                    self._leaves.pop(key(leaf.cid), None)
-            raise disk.storage_failure(exc, f"cannot sync {self.cid}") from exc
-        with self._lock, disk.storing(f"cannot read {self.cid}"):
-            self._catch_up()
-        return leaves
+            except OSError as exc:
+                self._forget(leaves)
+                raise disk.storage_failure(exc, f"cannot sync {self.cid}") from exc
+            with self._lock, disk.storing(f"cannot read {self.cid}"):
+                self._catch_up()
+            return leaves
 
     def copy_from(self, leaf: Leaf, place: LeafPlace) -> None:
         """Brings a leaf from a file of this store, sharing its disk blocks where the file system can; verified.
@@ -136,16 +135,19 @@ class PartialFile:
         if not leaf.cid.matches(leaf.wrap(payload)):
             self._owner.corrupt(place.path.name, f"bytes at {place.offset} are not {leaf.cid}")
             leaf.cid.check(leaf.wrap(payload), f"stored file {place.path.name}")
-        if not self._share(leaf, place):
-            self.write(leaf, payload)
-            return
-        self._note(leaf, payload)
+        with self._using() as usable:
+            if not usable:
+                return
+            if self._share(leaf, place):
+                self._note(leaf, payload)
+            else:
+                self.write(leaf, payload)
 
     def block(self, cid: Cid) -> bytes | None:
         """A leaf that is there, read back and hashed again."""
         with self._lock:
             leaf = self._leaves.get(key(cid))
-            if leaf is None or not self._open or not self._written.covers(leaf.offset, leaf.offset + leaf.length):
+            if leaf is None or not self._open or not self.covers(leaf.offset, leaf.length):
                 return None
             with disk.storing(f"cannot read {self.cid}"):
                 block = leaf.wrap(disk.read_exactly(self._fd, leaf.length, leaf.offset))
@@ -158,7 +160,9 @@ class PartialFile:
         """
         with self._lock:
             if (stored := self._owner.blobs.file(self.cid)) is not None:
-                self.discard()
+                self._committed = True
+                if self._open:
+                    self.discard()
                 return stored
             self._check_open()
             missing = self.missing(file.leaves)
@@ -174,6 +178,7 @@ class PartialFile:
             hashes = Hashes(self._sha256.digest(), self._git_sha1.digest())
             incoming = Incoming(file, hashes, str(self.cid), self._owner.layout.partial)
             self._owner.blobs.admit([incoming], landed=self._hold.release)
+            self._committed = True
             self._close_fds()
             self._owner.forget(self.cid)
             with disk.storing(f"cannot commit {self.cid}"):
@@ -186,8 +191,9 @@ class PartialFile:
     def discard(self) -> None:
         """Gives up the file and all that was brought of it."""
         with self._lock:
-            self._close_fds()
-            self._owner.remove(self.cid)
+            if self._open:
+                self._close_fds()
+                self._owner.remove(self.cid)
 
     def close(self) -> None:
         """Ends the use; what was verified stays for another time. The last user's call closes it."""
@@ -241,11 +247,10 @@ class PartialFile:
 
     def _has(self, leaf: Leaf) -> bool:
         start, end = leaf.offset, leaf.offset + leaf.length
-        with self._lock:
-            if self._written.covers(start, end):
+        with self._using() as usable, self._lock:
+            if not usable or self._written.covers(start, end):
                 self._leaves[key(leaf.cid)] = leaf
                 return True
-            self._check_open()
             inline = leaf.cid.inline
             if inline is not None:
                 self.write(leaf, inline[len(leaf.prefix) : len(inline) - len(leaf.suffix)])
@@ -316,15 +321,42 @@ class PartialFile:
             finally:
                 os.close(source)
 
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[bool]:
+        """Keeps the descriptors open meanwhile. False where another user has committed the file: all of it is there."""
+        with self._lock:
+            if self._committed:
+                yield False
+                return
+            self._check_open()
+            self._busy += 1
+        try:
+            yield True
+        finally:
+            with self._lock:
+                self._busy -= 1
+                self._close_idle()
+
     def _check_open(self) -> None:
         if not self._open:
             raise StorageError(f"{self.cid} was closed")
 
     def _close_fds(self) -> None:
-        if self._open:
-            self._open = False
+        self._open = False
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        """A number that is closed may at once be another file's: never while a call uses it."""
+        if not self._open and self._busy == 0 and self._fd >= 0:
             os.close(self._fd)
             os.close(self._record)
+            self._fd = self._record = -1
+
+    def _forget(self, leaves: Iterable[Leaf]) -> None:
+        with self._lock:
+            for leaf in leaves:
+                self._written.remove(leaf.offset, leaf.offset + leaf.length)
+                self._leaves.pop(key(leaf.cid), None)
 
 
 def _data_ranges(fd: int, size: int) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from ipfs_accelerate_node.store.layout import Layout
 from ipfs_accelerate_node.store.sidecar import Label, label_json, parse_provenance
 from ipfs_accelerate_node.store.types import StoredModel
 
-_COLUMNS = "id, root, size_bytes, file_count, pinned, public, provenance, last_used"
+_COLUMNS = "id, root, size_bytes, file_count, pinned, public, announce, provenance, last_used"
 
 
 class Shelf:
@@ -58,11 +58,12 @@ class Shelf:
                 len(members),
                 label.pinned,
                 label.public,
+                label.announce,
                 label_json(label.provenance),
             )
             insert = (
-                "INSERT INTO models(root, size_bytes, file_count, pinned, public, provenance, last_used)"
-                " VALUES(?,?,?,?,?,?,?)"
+                "INSERT INTO models(root, size_bytes, file_count, pinned, public, announce, provenance, last_used)"
+                " VALUES(?,?,?,?,?,?,?,?)"
             )
             model = self._index.run(insert, (*values, label.last_used)).lastrowid
             self._index.many(
@@ -77,8 +78,8 @@ class Shelf:
         """Names, pin, visibility and provenance of a model that is there."""
         with self._index.transaction():
             self._index.run(
-                "UPDATE models SET pinned=?, public=?, provenance=? WHERE root=?",
-                (label.pinned, label.public, label_json(label.provenance), key(label.root)),
+                "UPDATE models SET pinned=?, public=?, announce=?, provenance=? WHERE root=?",
+                (label.pinned, label.public, label.announce, label_json(label.provenance), key(label.root)),
             )
             model = self._index.one("SELECT id FROM models WHERE root=?", (key(label.root),))[0]
             self._index.run("DELETE FROM names WHERE model=?", (model,))
@@ -100,7 +101,9 @@ class Shelf:
                 )
 
     def label(self, model: StoredModel) -> Label:
-        return Label(model.root, model.names, model.pinned, model.public, model.provenance, model.last_used)
+        return Label(
+            model.root, model.names, model.pinned, model.public, model.provenance, model.last_used, model.announce
+        )
 
     def _name(self, label: Label, model: Any) -> None:
         """A name that another model has by now stays with it."""
@@ -116,6 +119,7 @@ class Shelf:
             names=tuple(names),
             pinned=bool(row[4]),
             public=bool(row[5]),
-            provenance=parse_provenance(row[6]),
-            last_used=row[7],
+            announce=bool(row[6]),
+            provenance=parse_provenance(row[7]),
+            last_used=row[8],
         )

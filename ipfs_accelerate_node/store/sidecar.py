@@ -32,6 +32,7 @@ class Label:
     public: bool
     provenance: Provenance
     last_used: int = 0
+    announce: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class _LabelFile(msgspec.Struct, forbid_unknown_fields=False):
     public: bool
     provenance: Provenance
     last_used: int = 0
+    announce: bool = False
     version: int = 1
 
 
@@ -79,7 +81,13 @@ def parse_provenance(text: str) -> Provenance:
 def encode_label(label: Label) -> bytes:
     """JSON, for people to read too."""
     file = _LabelFile(
-        str(label.root.canonical), label.names, label.pinned, label.public, label.provenance, label.last_used
+        str(label.root.canonical),
+        label.names,
+        label.pinned,
+        label.public,
+        label.provenance,
+        label.last_used,
+        label.announce,
     )
     return msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
 
@@ -91,7 +99,7 @@ def decode_label(data: bytes) -> Label:
         root = Cid.parse(file.root)
     except (msgspec.MsgspecError, InvalidCid, UnicodeError) as exc:
         raise BadSidecar(str(exc)) from exc
-    return Label(root, file.names, file.pinned, file.public, file.provenance, file.last_used)
+    return Label(root, file.names, file.pinned, file.public, file.provenance, file.last_used, file.announce)
 
 
 def encode_plan(plan: ModelPlan, hashes: Mapping[Cid, Hashes], nodes: Iterable[tuple[Cid, bytes]]) -> bytes:

@@ -16,7 +16,7 @@ from ipfs_accelerate_node.store.eviction import Eviction
 from ipfs_accelerate_node.store.failpoints import Failpoints
 from ipfs_accelerate_node.store.index import Index
 from ipfs_accelerate_node.store.layout import Layout, OwnerLock
-from ipfs_accelerate_node.store.models import Models
+from ipfs_accelerate_node.store.models import Departure, Models
 from ipfs_accelerate_node.store.partial import PartialFile
 from ipfs_accelerate_node.store.partials import Partials
 from ipfs_accelerate_node.store.quota import Ledger, Reservation
@@ -134,6 +134,14 @@ class Store:
         """Whether strangers are served its blocks. Raises NotFound."""
         self._models.relabel(root, public=public)
 
+    def set_announce(self, root: Cid, announce: bool) -> None:
+        """Whether others may be told that it is here. Raises NotFound."""
+        self._models.relabel(root, announce=announce)
+
+    def on_departure(self, call: Departure) -> None:
+        """call: for each model that is removed, evicted or quarantined, in the removing thread, before its files go."""
+        self._models.on_departure = call
+
     def use(self, root: Cid) -> AbstractContextManager[StoredModel]:
         """While it is entered, the model is not removed; counts as a use. Raises NotFound."""
         return self._models.use(root)
@@ -163,6 +171,7 @@ class Store:
         name: str | None = None,
         pinned: bool = True,
         public: bool = True,
+        announce: bool = False,
         provenance: Provenance,
     ) -> StoredModel:
         """Makes a model of files that are blobs already; durable before it returns.
@@ -173,7 +182,7 @@ class Store:
         if name is not None:
             _check_model_name(name)
         names = () if name is None else (name,)
-        return self._models.commit(plan, nodes, Label(plan.root, names, pinned, public, provenance))
+        return self._models.commit(plan, nodes, Label(plan.root, names, pinned, public, provenance, announce=announce))
 
     def verify(self, root: Cid | None = None, progress: Callable[[int], None] | None = None) -> VerifyReport:
         """Hashes every byte of one model, or of all and of files outside any; quarantines and names what is corrupt.

@@ -36,7 +36,10 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """path: the read-only directory that a loader opens. last_used: a counter, larger is later; not a time."""
+    """path: the read-only directory that a loader opens. last_used: a counter, larger is later; not a time.
+
+    public: strangers who ask by CID are served. announce: they may also be told that it is here.
+    """
 
     root: Cid
     path: Path
@@ -47,6 +50,7 @@ class StoredModel:
     public: bool
     provenance: Provenance
     last_used: int
+    announce: bool = False
 
 
 @dataclass(frozen=True, slots=True)
