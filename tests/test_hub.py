@@ -308,6 +308,15 @@ async def test_a_redirect_loop_ends(hub: FakeHub) -> None:
     assert sum("/resolve/" in request.path for request in hub.seen) == 4
 
 
+async def test_a_redirect_within_the_hub_keeps_the_token(hub: FakeHub) -> None:
+    async with source(hub, TOKEN) as hub_source:
+        snapshot = await hub_source.snapshot("org/open")
+        hub.faults["config.json"] = [f"location:/org/open/resolve/{snapshot.commit}/config.json"]
+        assert await read(hub_source, snapshot, "config.json") == (0, FILES["config.json"])
+    resolves = [request for request in hub.asked("hub") if "/resolve/" in request.path]
+    assert [request.authorization for request in resolves] == [f"Bearer {TOKEN}"] * 2
+
+
 async def test_a_stall_ends(hub: FakeHub) -> None:
     async with source(hub, stall_timeout_s=0.2) as hub_source:
         snapshot = await hub_source.snapshot("org/open")
