@@ -111,6 +111,13 @@ class KuboService:
         except TimeoutError as exc:
             raise self._unavailable() from exc
 
+    async def next_ready(self, known: KuboClient | None) -> KuboClient:
+        """The client of a daemon that is ready and another than ``known``; waits as long as it takes."""
+        while self.state != "ready" or self._client is None or self._client is known:
+            self._changed.clear()
+            await self._changed.wait()
+        return self._client
+
     async def __aenter__(self) -> Self:
         if self.mode != "off":
             self._task = asyncio.create_task(self._supervise(), name="kubo service")
