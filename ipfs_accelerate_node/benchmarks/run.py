@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 class BenchResult:
     """record: as JSON has it, links as CID strings. signer: PeerID of the node key.
 
-    published: both blocks are pinned in Kubo and were read back by CID. note: why not, where publishing was asked for.
+    published: both blocks are pinned in Kubo and were read back by CID. note: why not, where publishing was asked for,
+    or why nobody has been told yet.
     """
 
     record: dict[str, object]
@@ -57,13 +58,13 @@ async def bench(
     measured = await measure(workload, loaded, embed)
     sealed, record = await asyncio.to_thread(_keep, RecordShelf(cache), workload, measured, model, key)
     log.info("bench.done root=%s device=%s record=%s", loaded.root, loaded.device, sealed.record_cid)
-    note = await _published(client, sealed) if client is not None else None
+    published, note = await _publish(client, sealed) if client is not None else (False, None)
     return BenchResult(
         record=record,
         record_cid=str(sealed.record_cid),
         envelope_cid=str(sealed.envelope_cid),
         signer=key.peer_id,
-        published=client is not None and note is None,
+        published=published,
         note=note,
     )
 
@@ -77,11 +78,10 @@ def _keep(
     return sealed, {name: json_value(value) for name, value in record.items()}
 
 
-async def _published(client: KuboClient, sealed: Sealed) -> str | None:
-    """None once it is, else the reason why not."""
+async def _publish(client: KuboClient, sealed: Sealed) -> tuple[bool, str | None]:
+    """Whether it is published, and what the user should know about it."""
     try:
-        await publish(client, sealed)
+        return True, await publish(client, sealed)
     except NodeError as exc:
         log.warning("record.not_published record=%s reason=%s", sealed.record_cid, exc)
-        return f"kept here, not published: {exc}"
-    return None
+        return False, f"kept here, not published: {exc}"
