@@ -140,8 +140,8 @@ def read_encoder(config: JsonObject) -> EncoderConfig:
 
 
 def _architecture(config: JsonObject) -> str:
-    name = config.get("model_type", "bert")
-    if name not in LAYOUTS:
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in LAYOUTS:
         known = ", ".join(LAYOUTS)
         raise _refuse(f"model_type {str(name)[:40]!r}: embeddings are computed for {known} only", "task_unsupported")
     if config.get("is_decoder") or config.get("add_cross_attention") or config.get("is_encoder_decoder"):
@@ -150,7 +150,7 @@ def _architecture(config: JsonObject) -> str:
         raise _refuse("only absolute position embeddings are supported", "task_unsupported")
     if config.get("quantization_config"):
         raise _refuse("quantised weights are not supported", "task_unsupported")
-    return str(name)
+    return name
 
 
 def _padding(config: JsonObject, layout: Layout) -> int:

@@ -34,7 +34,7 @@ class Registry:
     """Async context manager; leaving it ends every worker at once (let requests finish before).
 
     load_timeout_s: from the call to a model that answers. threads: of a worker's computation; None: one per core.
-    prestart: one worker imports torch as soon as the registry is entered, so that the first load does not wait for that.
+    prestart: a worker imports torch as soon as the registry is entered, so that the first load need not wait for it.
     silence_s: a worker that gives no sign of life for so long while it computes is ended. drain_timeout_s: how long
     ``unload`` lets queued requests finish.
     """
