@@ -1,0 +1,95 @@
+"""How results look: aligned fields and tables for people, tab-separated rows for pipes, JSON for programs.
+
+Foreign text (names, paths, messages of other machines) is printed with every control, bidirectional and other
+unprintable character escaped. rich is imported only where something is drawn on a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_UNITS = ("kB", "MB", "GB", "TB")
+
+
+def clean(text: object) -> str:
+    """The text with what a terminal might obey, or a reader might misread, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def size(count: int | None) -> str:
+    """Bytes in decimal units, three digits."""
+    if count is None:
+        return "?"
+    if count < 1000:
+        return f"{count} B"
+    value = float(count)
+    for unit in _UNITS:
+        value /= 1000
+        if value < 999.5 or unit == _UNITS[-1]:
+            break
+    return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+
+
+def print_json(value: object) -> None:
+    """ASCII, so that it parses in every locale."""
+    print(json.dumps(value, indent=2))
+
+
+def fields(rows: Iterable[tuple[str, object]]) -> None:
+    """Lines of ``label  value``; rows whose value is None are left out."""
+    kept = [(label, clean(value)) for label, value in rows if value is not None]
+    width = max((len(label) for label, _ in kept), default=0)
+    for label, value in kept:
+        print(f"{label:<{width}}  {value}")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """On a terminal a table that folds to its width; into a pipe one line per row, tabs between, no header."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(clean(cell) for cell in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False)
+    for title in header:
+        drawn.add_column(title, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(clean(cell)) for cell in row))
+    Console().print(drawn)
+
+
+def note(line: str) -> None:
+    """One line for the person at the terminal, beside the result."""
+    print(clean(line), file=sys.stderr, flush=True)
+
+
+def yes_no(value: object) -> str:
+    return "yes" if value else "no"
+
+
+def receipt(done: dict[str, Any]) -> None:
+    """What an `add` or `pin` did."""
+    shares = [
+        f"{share['source']}: {size(share['bytes'])} in {share['requests']} requests"
+        + (f", {share['rejected']} rejected" if share["rejected"] else "")
+        for share in done["sources"]
+    ]
+    rows: list[tuple[str, object]] = [
+        ("root", done["root"]),
+        ("name", done["name"]),
+        ("path", done["path"]),
+        ("size", size(done["bytes_total"])),
+        ("fetched", f"{size(done['bytes_fetched'])} in {done['seconds']:.1f} s"),
+        ("copied", size(done["bytes_copied"]) if done["bytes_copied"] else None),
+        *(("from", share) for share in shares),
+        ("seeded", yes_no(done["seeded"])),
+        ("note", done["seed_note"]),
+        ("announced", yes_no(done["announced"])),
+    ]
+    fields(rows)
