@@ -79,18 +79,28 @@ def test_progress_of_one_is_a_new_chance_for_those_that_lacked_something() -> No
     assert turn(plan).source.name == "a"
 
 
-@pytest.mark.parametrize("code", ["truncated", "source_unavailable", "rate_limited", "kubo_unavailable"])
-def test_who_broke_off_after_progress_gets_another_turn_and_then_none(code: str) -> None:
+@pytest.mark.parametrize("code", ["truncated", "source_unavailable", "kubo_unavailable"])
+def test_who_broke_off_gets_another_turn_after_progress_and_one_without(code: str) -> None:
     plan = schedule("a")
+    for progress in (True, True, False, True, False):
+        standing = turn(plan)
+        if progress:
+            plan.delivered(standing, 10)
+        plan.failed(standing, ROOT, fault(code), 0.0)
+        assert standing.over
+        plan.ended(standing)
     standing = turn(plan)
-    plan.delivered(standing, 10)
     plan.failed(standing, ROOT, fault(code), 0.0)
-    assert standing.over
     plan.ended(standing)
-    again = turn(plan)
-    plan.failed(again, ROOT, fault(code), 0.0)
-    plan.ended(again)
     assert plan.next(0.0) is None
+
+
+def test_the_next_source_comes_before_the_second_chance() -> None:
+    plan = schedule("a", "b")
+    first = turn(plan)
+    plan.failed(first, ROOT, fault("truncated"), 0.0)
+    plan.ended(first)
+    assert turn(plan).source.name == "b"
 
 
 @pytest.mark.parametrize(
@@ -154,7 +164,7 @@ def test_others_are_asked_while_one_rests() -> None:
 def test_who_wants_a_longer_pause_is_skipped(wait_s: float | None) -> None:
     plan = schedule("a")
     standing = turn(plan)
-    plan.failed(standing, ROOT, fault("source_unavailable", retry_after_s=wait_s), 0.0)
+    plan.failed(standing, ROOT, fault("rate_limited", retry_after_s=wait_s), 0.0)
     plan.ended(standing)
     assert plan.next(0.0) is None
 

@@ -38,6 +38,7 @@ class Leaves:
         self._landing = landing
         self._came = came
         self._wanted: dict[Cid, list[_Target]] = {}
+        self._returned: dict[Cid, list[_Target]] = {}  # wanted too, and first: the file is to grow from its start
         self._under_way: dict[Cid, list[_Target]] = {}
 
     async def open(self, plan: ModelPlan) -> tuple[int, int]:
@@ -78,17 +79,19 @@ class Leaves:
 
     @property
     def complete(self) -> bool:
-        return not self._wanted and not self._under_way
+        return not (self._wanted or self._returned or self._under_way)
 
     def take(self, skip: Collection[Cid]) -> Cid | None:
-        cid = next((cid for cid in self._wanted if cid not in skip), None)
-        if cid is not None:
-            self._under_way[cid] = self._wanted.pop(cid)
-        return cid
+        for wanted in (self._returned, self._wanted):
+            cid = next((cid for cid in wanted if cid not in skip), None)
+            if cid is not None:
+                self._under_way[cid] = wanted.pop(cid)
+                return cid
+        return None
 
     def put_back(self, cid: Cid) -> None:
         if (targets := self._under_way.pop(cid, None)) is not None:
-            self._wanted[cid] = targets
+            self._returned[cid] = targets
 
     async def local(self, cid: Cid) -> bytes | None:
         """None: what the store has was copied when the stage opened."""

@@ -2,8 +2,8 @@
 
 A source has the turn until it fails or has nothing more to give; what is still missing then goes to the next. A source
 that sent wrong bytes never gets another turn in this fetch, nor does one that stalls or does not speak the protocol.
-One that merely broke off does, as long as somebody made progress since its last turn: so every further turn is paid for
-by at least one new block, and the fetch ends.
+One that merely broke off does, as long as somebody made progress since its last turn, and once more without: so nearly
+every further turn is paid for by at least one new block, and the fetch ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ MAX_REST_S = 60.0  # of a Retry-After; who wants longer is skipped (G2)
 MAX_RESTS = 3  # in a row, without a block in between
 
 # Broke off, but may do better next time. Everything else that is not about one block is final for this fetch.
-_PASSING = frozenset({"truncated", "source_unavailable", "rate_limited", "kubo_unavailable", "kubo_timeout"})
+_BROKE_OFF = frozenset({"truncated", "source_unavailable", "kubo_unavailable", "kubo_timeout"})
+_PASSING = _BROKE_OFF | {"rate_limited"}
 
 
 @dataclass(slots=True)
@@ -40,6 +41,8 @@ class Standing:
     tired: bool = False  # had its turn since anybody made progress
     over: bool = False  # its present turn has ended: nothing more is asked, what is under way may still arrive
     progressed: bool = False  # in its present turn
+    stumbled: bool = False  # its present turn ended by a connection that broke off
+    stumbles: int = 0  # such turns in a row, without a block in between
     lacks_in_a_row: int = 0
     rests: int = 0
     resting: bool = False  # asked for a pause that it gets
@@ -75,7 +78,11 @@ class Schedule:
         self._last = -1
 
     def renew(self) -> None:
-        """Other blocks are wanted from here on: whoever is not barred may be asked for them."""
+        """Other blocks are wanted from here on: whoever is not barred may be asked for them, the first one first."""
+        self._last = -1
+        self._refresh()
+
+    def _refresh(self) -> None:
         for standing in self.standings:
             standing.tired = False
 
@@ -91,7 +98,7 @@ class Schedule:
             return Rest(min(self.standings[i].rest_until for i in fresh) - now)
         self._last = ready
         standing = self.standings[ready]
-        standing.over = standing.progressed = standing.resting = False
+        standing.over = standing.progressed = standing.resting = standing.stumbled = False
         standing.lacks_in_a_row = 0
         return Turn(standing)
 
@@ -99,8 +106,8 @@ class Schedule:
         """A block of this source passed its check."""
         standing.bytes += size_bytes
         standing.progressed = True
-        standing.lacks_in_a_row = standing.rests = 0
-        self.renew()
+        standing.lacks_in_a_row = standing.rests = standing.stumbles = 0
+        self._refresh()
 
     def rejected(self, standing: Standing, error: IntegrityError) -> None:
         """It sent wrong bytes: never asked again, and named."""
@@ -122,6 +129,7 @@ class Schedule:
         standing.over = True
         standing.barred |= error.code not in _PASSING
         wait_s = error.retry_after_s
+        standing.stumbled |= error.code in _BROKE_OFF and wait_s is None
         if wait_s is not None and first_of_this_turn and wait_s <= MAX_REST_S and standing.rests < MAX_RESTS:
             standing.rests += 1
             standing.resting = True
@@ -129,9 +137,11 @@ class Schedule:
             standing.window = max(1, standing.window // 2)
 
     def ended(self, standing: Standing) -> None:
-        """Its turn is over. It gets the next one by itself only if it rests by request, or broke off after progress."""
-        again = standing.over and (standing.progressed or standing.resting)
-        standing.tired = not again
+        """Its turn is over. It gets another by itself only if it broke off after progress (or for the first time), or
+        rests as it asked to."""
+        standing.stumbles += standing.stumbled and not standing.progressed
+        again = standing.progressed or standing.resting or (standing.stumbled and standing.stumbles <= 1)
+        standing.tired = not (standing.over and again)
 
     @property
     def shares(self) -> tuple[SourceShare, ...]:
