@@ -71,8 +71,13 @@ class Running:
         self._process = process
         self._output = output
 
+    def kill(self) -> None:
+        """For a child that no longer listens."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
     async def wait(self) -> str:
-        """Blocks until it has ended; how it ended, in one line."""
+        """Waits until it has ended; how it ended, in one line."""
         status = await self._process.wait()
         return f"Kubo ended with status {status}{_last_words(self._output)}"
 
@@ -87,11 +92,11 @@ async def running(child: Child) -> AsyncIterator[Running]:
     secret = secrets.token_hex(32)
     await prepare(child, secret)
     process = await _spawn(child)
-    await asyncio.to_thread(_record_child, child.repo, process.pid)
     output: deque[str] = deque(maxlen=20)
     ready = asyncio.get_running_loop().create_future()
     reader = asyncio.create_task(_follow(process, output, ready), name="kubo output")
     try:
+        await asyncio.to_thread(_record_child, child.repo, process.pid)
         await _until_ready(ready, output)
         place = await asyncio.to_thread(endpoint_of_repo, child.repo, f"bearer:{secret}")
         yield Running(process, place, output)

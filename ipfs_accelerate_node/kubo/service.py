@@ -102,7 +102,7 @@ class KuboService:
         return self.client
 
     async def wait_for(self, state: State, *, timeout_s: float) -> None:
-        """Until it stands so. Raises Unavailable at the timeout; returns early when the state will never change again."""
+        """Until it stands so, or will never change again. Raises Unavailable at the timeout."""
         try:
             async with asyncio.timeout(timeout_s):
                 while self.state != state and self._task is not None and not self._task.done():
@@ -152,6 +152,9 @@ class KuboService:
                         self._client = None
                         self._set("down", self.reason or "restarting")
                         await client.aclose()
+            except InvalidConfig as exc:
+                self._set("down", str(exc))
+                return
             except NodeError as exc:
                 if self.reason != str(exc):
                     log.warning("kubo.down reason=%s retry_s=%.1f", exc, retry_s)
@@ -195,8 +198,10 @@ class KuboService:
                 try:
                     await client.probe(timeout_s=self._pace.patience_s)
                 except Unavailable as exc:
-                    silent_s = clock.time() - last_answer
-                    if child is None or silent_s > self._pace.give_up_s:
+                    if child is None:
+                        raise
+                    if clock.time() - last_answer > self._pace.give_up_s:
+                        child.kill()
                         raise
                     self._set("down", str(exc))
                 else:

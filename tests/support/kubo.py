@@ -126,6 +126,12 @@ class KuboDaemon:
             raise subprocess.CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
         return done.stdout.strip()
 
+    def block(self, cid: str, timeout_s: float = 30.0) -> bytes:
+        """The block's bytes, from wherever this daemon gets them."""
+        return subprocess.run(
+            [kubo_binary(), "block", "get", cid], env=self._env, capture_output=True, timeout=timeout_s, check=True
+        ).stdout
+
     def stop(self) -> None:
         """Idempotent."""
         process, self._process = self._process, None
