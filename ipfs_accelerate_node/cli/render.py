@@ -47,21 +47,31 @@ def fields(rows: Iterable[tuple[str, object]]) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """On a terminal a table that folds to its width; into a pipe one line per row, tabs between, no header."""
+    """Into a pipe one line per row, tabs between, no header. On a terminal a table, or, where a row is wider than the
+    terminal, one block of lines per row, so that a CID is never broken by a border."""
+    cells = [[clean(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        for row in rows:
-            print("\t".join(clean(cell) for cell in row))
+        for row in cells:
+            print("\t".join(row))
         return
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    widths = [max(cell_len(cell) for cell in column) for column in zip(header, *cells, strict=True)]
+    if sum(widths) + 2 * len(widths) > console.width:
+        for row in cells:
+            fields(zip(header, row, strict=True))
+            print()
+        return
     drawn = Table(box=None, pad_edge=False)
     for title in header:
-        drawn.add_column(title, overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(clean(cell)) for cell in row))
-    Console().print(drawn)
+        drawn.add_column(title)
+    for row in cells:
+        drawn.add_row(*(Text(cell) for cell in row))
+    console.print(drawn)
 
 
 def note(line: str) -> None:
