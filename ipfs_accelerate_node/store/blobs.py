@@ -102,6 +102,10 @@ class Blobs:
         """Whether a transfer under way asked for this file or made it, so will want it for its commit."""
         return cid in self._touched_s and self.guarded(self._touched_s[cid])
 
+    def forget_touches(self) -> None:
+        """No transfer is under way any more: nothing is counted on."""
+        self._touched_s.clear()
+
     def guarded_files(self) -> list[FileRow]:
         rows = [self._index.file(cid) for cid in list(self._touched_s) if self.is_guarded(cid)]
         return [row for row in rows if row is not None]

@@ -197,11 +197,9 @@ class PartialFile:
 
     def close(self) -> None:
         """Ends the use; what was verified stays for another time. The last user's call closes it."""
-        with self._lock:
-            self.users -= 1
-            if self.users <= 0 and self._open:
+        if self._owner.leave(self, self._hold):
+            with self._lock:
                 self._close_fds()
-                self._owner.rest(self.cid, self._hold)
 
     def __enter__(self) -> Self:
         return self

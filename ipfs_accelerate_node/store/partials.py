@@ -117,6 +117,15 @@ class Partials:
         with self._lock:
             self._open.pop(cid, None)
 
+    def leave(self, part: PartialFile, hold: Hold) -> bool:
+        """One user less. True if that was the last, and the file rests now."""
+        with self._lock, disk.storing(f"cannot close the partial file of {part.cid}"):
+            part.users -= 1
+            if part.users > 0 or self._open.get(part.cid) is not part:
+                return False
+            self.rest(part.cid, hold)
+            return True
+
     def rest(self, cid: Cid, hold: Hold) -> None:
         with self._lock:
             self._open.pop(cid, None)

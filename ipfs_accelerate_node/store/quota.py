@@ -94,6 +94,7 @@ class Ledger:
         self.lock = lock
         self.evictable: Callable[[], int] = int
         self.evict: Callable[[int], int] = lambda _needed: 0
+        self.all_released: Callable[[], None] = lambda: None
         self._disk_fd = disk_fd
         self._stored_bytes = stored_bytes
         self._holds: set[Hold] = set()
@@ -192,3 +193,5 @@ class Ledger:
             self.drop(reservation.hold)
             if reservation in self._reservations:
                 self._reservations.remove(reservation)
+                if not self._reservations:
+                    self.all_released()

@@ -59,6 +59,7 @@ class Store:
         self._eviction = eviction
         self._ledger.evictable, self._ledger.evict = eviction.evictable_bytes, eviction.evict
         self.blobs.guarded = self._ledger.guards
+        self._ledger.all_released = self.blobs.forget_touches
 
     @classmethod
     def open(cls, root: Path, *, quota_bytes: int | None = None, failpoints: str = "") -> Self:
