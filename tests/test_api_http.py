@@ -230,7 +230,8 @@ async def test_a_client_that_vanishes_frees_its_slot(
 ) -> None:
     """H11."""
     slow = Slow(work)
-    async with serving(tmp_path, lambda port: small_app(port, (Route("POST", "/slow", slow.handle, Surface.OPEN),))) as served:
+    routes = (Route("POST", "/slow", slow.handle, Surface.OPEN),)
+    async with serving(tmp_path, lambda port: small_app(port, routes)) as served:
         traffic = served.app[TRAFFIC]
         _, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(b"POST /slow HTTP/1.1\r\n" + host(served) + b"Content-Length: 1000000\r\n\r\nabc")

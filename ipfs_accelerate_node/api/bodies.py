@@ -35,11 +35,13 @@ T = TypeVar("T")
 async def read_json(
     request: web.Request, kind: type[T], *, limit_bytes: int = JSON_LIMIT_BYTES, empty: T | None = None
 ) -> T:
-    """The body as that type. empty: what an empty body means; None makes it an error.
+    """The body as that type. empty: what no body means; None makes it an error.
 
     Raises UnsupportedMediaType, PayloadTooLarge, BadRequest (code invalid_json; timeout for a stalled body) and
     InvalidInput with ``param`` (a field's path) for a value of the wrong type or out of its range.
     """
+    if empty is not None and not request.can_read_body:
+        return empty
     check_content_type(request, "application/json")
     body = b"".join([chunk async for chunk in chunks(request, limit_bytes=limit_bytes)])
     if not body and empty is not None:

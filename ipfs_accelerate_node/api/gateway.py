@@ -28,10 +28,11 @@ from ipfs_accelerate_node.content.plan import Leaf
 from ipfs_accelerate_node.content.walk import DagWalk
 from ipfs_accelerate_node.errors import BadContent, BadRequest, NotFound
 from ipfs_accelerate_node.store import Store, StoredFile
+from ipfs_accelerate_node.store.reading import Scope
 
 RAW_TYPE, CAR_TYPE = "application/vnd.ipld.raw", "application/vnd.ipld.car"
 _FORMATS = {"raw": "raw", "car": "car"}
-_SCOPES = ("all", "entity", "block")
+_SCOPES: dict[str, Scope] = {"all": "all", "entity": "entity", "block": "block"}
 _CAR_BATCH_BYTES = 1 << 20
 _FOREVER = "max-age=29030400, immutable"
 # Types that a browser shows as text or picture even inside the sandbox; all else is a download.
@@ -123,9 +124,9 @@ async def _serve_raw(request: web.Request, store: Store, target: Target) -> web.
 async def _serve_car(request: web.Request, store: Store, target: Target) -> web.StreamResponse:
     """Blocks depth-first, without duplicates on the way to the target. Its length is not known before its end, so a
     reply that breaks off is cut, never ended."""
-    scope = request.query.get("dag-scope", "all")
-    if scope not in _SCOPES:
-        raise BadRequest(f"dag-scope {shown(scope)} does not exist, {', '.join(_SCOPES)} do", param="dag-scope")
+    scope = _SCOPES.get(asked := request.query.get("dag-scope", "all"))
+    if scope is None:
+        raise BadRequest(f"dag-scope {shown(asked)} does not exist, {', '.join(_SCOPES)} do", param="dag-scope")
     etag = f'W/"{target.path.root.canonical}.{target.cid}.car.{scope}"'
     headers = _headers(target, etag, f"{CAR_TYPE}; version=1; order=dfs; dups=n", f"{target.cid}.car")
     if matches(request.headers.get("If-None-Match"), etag):
@@ -142,7 +143,7 @@ async def _serve_car(request: web.Request, store: Store, target: Target) -> web.
     return reply
 
 
-def _car(store: Store, target: Target, scope: str) -> Iterator[bytes]:
+def _car(store: Store, target: Target, scope: Scope) -> Iterator[bytes]:
     yield car_header([target.cid])
     seen: set[Cid] = set()
     for directory in target.parents:

@@ -32,6 +32,8 @@ def take_port(config: Config) -> socket.socket:
     Raises AlreadyRunning (the daemon of this cache has it), Conflict (code port_in_use) and InvalidConfig (no such
     address here, or not allowed).
     """
+    if not 0 <= config.port <= 0xFFFF:  # the resolver would take it modulo 65536
+        raise InvalidConfig(f"{config.port} is not a port: 0 to 65535 are", key="port")
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             config.host.strip("[]"), config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -99,7 +101,7 @@ def url_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _protocol(http: web.Server[web.Request]) -> asyncio.Protocol:
+def _protocol(http: web.Server) -> asyncio.Protocol:
     return http() if len(http.connections) < MAX_CONNECTIONS else _Refusal()
 
 

@@ -9,11 +9,16 @@ from aiohttp import web
 from ipfs_accelerate_node import __version__
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import read_json
-from ipfs_accelerate_node.api.context import KEYS, node
+from ipfs_accelerate_node.api.context import CONFIG, KEYS, node
 from ipfs_accelerate_node.api.pipeline import Route
 from ipfs_accelerate_node.api.traffic import finished
 from ipfs_accelerate_node.api.wire import BenchRequest, KeyRequest, LoadRequest, json_reply
+from ipfs_accelerate_node.benchmarks import RecordShelf
+from ipfs_accelerate_node.benchmarks.record import json_value
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.reference import RootRef, parse_reference
 from ipfs_accelerate_node.errors import NotFound
+from ipfs_accelerate_node.node import Node
 
 
 async def list_loads(request: web.Request) -> web.Response:
@@ -49,6 +54,31 @@ async def run_bench(request: web.Request) -> web.Response:
     return json_reply(await node(request).bench(body.ref, publish=body.publish))
 
 
+async def list_benchmarks(request: web.Request) -> web.Response:
+    """Our own records, verified when read; ``?model=`` is any reference of a stored model, or a root."""
+    model = None
+    if (ref := request.query.get("model")) is not None:
+        model = await asyncio.to_thread(_root, node(request), ref)
+    listing = await asyncio.to_thread(RecordShelf(request.app[CONFIG].cache).listing, model)
+    found = [
+        {
+            "record": json_value(opened.record),
+            "record_cid": opened.record_cid,
+            "envelope_cid": opened.envelope_cid,
+            "signer": opened.signer,
+        }
+        for opened in listing.records
+    ]
+    return json_reply({"benchmarks": found, "broken": len(listing.broken)})
+
+
+def _root(here: Node, ref: str) -> Cid:
+    reference = parse_reference(ref)
+    if isinstance(reference, RootRef) and not reference.path:
+        return reference.cid.canonical
+    return here.find(ref).root
+
+
 async def peer(request: web.Request) -> web.Response:
     """Who this is. Nothing here tells a host name, an address or a path."""
     return json_reply({"peer_id": node(request).key.peer_id, "agent": "ipfs-accelerate-node", "version": __version__})
@@ -80,6 +110,7 @@ ROUTES = (
     Route("GET", "/api/loads/{name:.+}", show_load, Surface.INFER),
     Route("DELETE", "/api/loads/{name:.+}", unload, Surface.STATE),
     Route("GET", "/api/accelerators", accelerators, Surface.INFER),
+    Route("GET", "/api/benchmarks", list_benchmarks, Surface.SHARE),
     Route("POST", "/api/benchmarks", run_bench, Surface.STATE),
     Route("GET", "/api/peer", peer, Surface.SHARE),
     Route("GET", "/api/keys", list_keys, Surface.STATE),

@@ -79,7 +79,7 @@ def _openai(error: NodeError, status: int) -> dict[str, object]:
     fields: dict[str, object] = {
         "message": str(error),
         "type": kind,
-        "param": error.detail.get("param"),
+        "param": error.detail.get("param", "model" if error.code == "model_not_found" else None),
         "code": error.code,
     }
     extra = {k: v for k, v in error.detail.items() if v is not None and k not in fields}

@@ -19,6 +19,7 @@ from ipfs_accelerate_node.api.keys import KeyRing
 from ipfs_accelerate_node.api.listener import listening, take_port
 from ipfs_accelerate_node.api.pipeline import TRAFFIC
 from ipfs_accelerate_node.api.traffic import Traffic
+from ipfs_accelerate_node.api.uploads import clear_uploads
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.errors import InvalidConfig
 from ipfs_accelerate_node.node import Node
@@ -40,6 +41,7 @@ async def serve(config: Config, *, on_ready: Callable[[str], None] | None = None
     check_bind(config, keys)
     with closing(take_port(config)) as sock, _stop_signals() as stop:
         async with Node(config) as node:
+            await asyncio.to_thread(clear_uploads, config.cache)
             app = build_app(node, keys, config, port=sock.getsockname()[1])
             async with listening(app, sock) as url:
                 await asyncio.to_thread(write_daemon_file, config.cache, url, keys.session_key())

@@ -2,7 +2,7 @@
 
 Upload form (multipart/form-data): fields ``name`` and ``announce`` (true or false), and one part ``file`` per file,
 whose filename is the relative path, "/"-separated and percent-encoded as `ipfs add` and aiohttp's FormData send it.
-They are written as they come to a staging directory beside the store's blobs, under a reservation that grows with
+They are written as they come to a staging directory on the store's device, under a reservation that grows with
 them, so the quota holds at every moment; a caller who vanishes leaves nothing behind.
 """
 
@@ -27,10 +27,18 @@ from ipfs_accelerate_node.api.traffic import finished
 from ipfs_accelerate_node.api.wire import AddRequest, json_reply
 from ipfs_accelerate_node.content.cid import shown
 from ipfs_accelerate_node.content.names import check_name, check_tree
-from ipfs_accelerate_node.errors import BadRequest, InvalidInput, NodeError, PayloadTooLarge, UnsafeContent
+from ipfs_accelerate_node.errors import (
+    BadRequest,
+    InvalidInput,
+    NodeError,
+    PayloadTooLarge,
+    StorageError,
+    UnsafeContent,
+)
 from ipfs_accelerate_node.store import Reservation, Store
 from ipfs_accelerate_node.store.disk import storing
 
+UPLOADS = "uploads"  # directory of the cache
 MAX_FILES = 10_000
 MAX_DEPTH = 64
 MAX_FIELD_BYTES = 4096
@@ -52,9 +60,7 @@ async def add(request: web.Request) -> web.Response:
 
 async def _add_upload(request: web.Request) -> web.Response:
     check_content_type(request, "multipart/form-data")
-    staging = request.app[CONFIG].cache / "partial" / f"upload-{secrets.token_hex(8)}"
-    with storing(f"upload directory {staging}"):
-        staging.mkdir(mode=0o700)
+    staging = await asyncio.to_thread(_staging, request.app[CONFIG].cache)
     try:
         upload = Upload(staging)
         await upload.receive(request, node(request).store)
@@ -62,6 +68,23 @@ async def _add_upload(request: web.Request) -> web.Response:
         return json_reply(await finished(work))
     finally:
         await asyncio.shield(asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True))
+
+
+def _staging(cache: Path) -> Path:
+    """A fresh directory on the store's device. Raises StorageError."""
+    home = cache / UPLOADS
+    with storing(f"upload directory {home}"):
+        home.mkdir(mode=0o700, exist_ok=True)
+        if home.is_symlink():
+            raise StorageError(f"{home} is a symlink; remove it")
+        (staging := home / secrets.token_hex(8)).mkdir(mode=0o700)
+    return staging
+
+
+def clear_uploads(cache: Path) -> None:
+    """What uploads left behind whose daemon was killed. For the start, while nobody uploads."""
+    if not (cache / UPLOADS).is_symlink():
+        shutil.rmtree(cache / UPLOADS, ignore_errors=True)
 
 
 class Upload:
