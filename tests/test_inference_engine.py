@@ -150,14 +150,15 @@ def test_vocab_txt_alone_is_as_good_as_tokenizer_json(tmp_path: Path) -> None:
 
 def pooled_by_hand(mode: Pooling, rows: NDArray[np.float64]) -> NDArray[np.float64]:
     weights = np.arange(1, len(rows) + 1)[:, None]
-    return {
+    by_mode: dict[Pooling, NDArray[np.float64]] = {
         "cls": rows[0],
         "lasttoken": rows[-1],
         "max": rows.max(axis=0),
         "mean": rows.mean(axis=0),
         "mean_sqrt_len": rows.sum(axis=0) / np.sqrt(len(rows)),
         "weightedmean": (rows * weights).sum(axis=0) / weights.sum(),
-    }[mode]
+    }
+    return by_mode[mode]
 
 
 @pytest.mark.parametrize("mode", ["cls", "lasttoken", "max", "mean", "mean_sqrt_len", "weightedmean"])

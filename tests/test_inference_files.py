@@ -120,7 +120,7 @@ def test_m3_paths_in_the_tokenizer_settings_are_refused(model: Path, key: str, p
     ],
 )
 def test_m4_m5_absurd_settings(model: Path, key: str, value: object, code: str) -> None:
-    change(model, **{key: value})
+    change(model, "config.json", **{key: value})
     assert code_of(model) == code
 
 

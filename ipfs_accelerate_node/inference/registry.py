@@ -36,7 +36,8 @@ class Registry:
     load_timeout_s: from the call to a model that answers. threads: of a worker's computation; None: one per core.
     prestart: a worker imports torch as soon as the registry is entered, so that the first load need not wait for it.
     silence_s: a worker that gives no sign of life for so long while it computes is ended. drain_timeout_s: how long
-    ``unload`` lets queued requests finish.
+    ``unload`` lets queued requests finish. steady_s: a worker that ends sooner is in a series of crashes, and the
+    pauses before its successors grow.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class Registry:
         prestart: bool = True,
         silence_s: float = 120.0,
         drain_timeout_s: float = 30.0,
+        steady_s: float = 60.0,
     ) -> None:
-        self._limits = Limits(load_timeout_s, silence_s, drain_timeout_s)
+        self._limits = Limits(load_timeout_s, silence_s, drain_timeout_s, steady_s)
         self._threads = threads or len(os.sched_getaffinity(0))
         self._prestart = prestart
         self._spare: WorkerProcess | None = None
@@ -210,8 +212,9 @@ class Registry:
                 worker = await self._hire()
                 try:
                     self._accelerators = await accelerators.survey(worker)
-                    if self._prestart and self._spare is None and not self._slots and worker.alive:
-                        self._spare = worker  # unharmed: it is the spare again
+                    gpu = any(found.device.startswith("cuda") for found in self._accelerators)
+                    if self._prestart and self._spare is None and not self._slots and worker.alive and not gpu:
+                        self._spare = worker  # as it was (with a GPU it holds memory there): the spare again
                 finally:
                     if self._spare is not worker:
                         await worker.stop()

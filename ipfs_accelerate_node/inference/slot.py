@@ -26,19 +26,21 @@ from ipfs_accelerate_node.inference.process import WorkerGone, WorkerProcess
 log = logging.getLogger(__name__)
 
 MAX_QUEUED = 512
+MAX_QUEUED_SIZE = 64 << 20  # characters or token ids, of all queued jobs together
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
-STEADY_S = 60.0  # a worker that lived so long was not part of a series of crashes
 
 _jobs = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds. silence: without a sign of life from the worker. drain: for queued jobs when the model is unloaded."""
+    """Seconds. silence: without a sign of life from the worker. drain: for queued jobs when the model is unloaded.
+    steady: a worker that lived so long was not part of a series of crashes."""
 
     load_timeout_s: float
     silence_s: float
     drain_timeout_s: float
+    steady_s: float
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +52,11 @@ class Job:
     done: asyncio.Future[Embeddings]
     number: int = field(default_factory=lambda: next(_jobs))
     since: float = field(default_factory=time.monotonic)
+
+    @property
+    def size(self) -> int:
+        """Characters, or token ids."""
+        return sum(map(len, self.inputs))
 
     def request(self) -> wire.Embed:
         texts = [item for item in self.inputs if isinstance(item, str)]
@@ -130,8 +137,8 @@ class Slot:
         ended while it was at this job; what the worker answered with."""
         if self._closing:
             raise self._unloaded()
-        if len(self._queue) >= MAX_QUEUED:
-            raise Overloaded(f"{MAX_QUEUED} requests are waiting for {self.spec.root}", retry_after_s=1.0)
+        if len(self._queue) >= MAX_QUEUED or sum(queued.size for queued in self._queue) > MAX_QUEUED_SIZE:
+            raise Overloaded(f"{len(self._queue)} requests are waiting for {self.spec.root}", retry_after_s=1.0)
         job = Job(inputs, dimensions, normalize, truncate, asyncio.get_running_loop().create_future())
         self._queue.append(job)
         self._wake.set()
@@ -172,7 +179,7 @@ class Slot:
                 except WorkerGone as exc:
                     if self._closing:
                         return
-                    crashes = 0 if time.monotonic() - began > STEADY_S else crashes
+                    crashes = 0 if time.monotonic() - began > self._limits.steady_s else crashes
                     crashes += 1
                     if self._loaded is None:
                         raise Unavailable(f"{exc} while it loaded", code="worker_crashed", retry_after_s=5.0) from exc
@@ -193,6 +200,8 @@ class Slot:
         try:
             async with asyncio.timeout(self._limits.load_timeout_s):
                 self._worker = await self._hire()
+                if self._closing:
+                    raise WorkerGone("not wanted any more")
                 request = wire.Load(self._directory, self.precision)
                 reply, _ = await self._worker.ask(
                     request, silence_s=2 * self._limits.load_timeout_s, progress=self._follow
