@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ipfs_accelerate_node.content.cid import Cid
@@ -97,6 +97,10 @@ class Blobs:
         sql = "SELECT cid FROM files WHERE NOT EXISTS(SELECT 1 FROM members WHERE file=files.id) ORDER BY id"
         rows = [self._index.file(Cid.decode(row[0])) for row in self._index.all(sql)]
         return [row for row in rows if row is not None and not self.is_guarded(row.cid)]
+
+    def touch(self, cids: Iterable[Cid]) -> None:
+        """These files are wanted by what the caller is about to do under the lock it holds."""
+        self._touched_s.update((cid.canonical, time.monotonic()) for cid in cids)
 
     def is_guarded(self, cid: Cid) -> bool:
         """Whether a transfer under way asked for this file or made it, so will want it for its commit."""

@@ -182,8 +182,13 @@ class Store:
         """
         if name is not None:
             _check_model_name(name)
+        nodes = list(nodes)
         names = () if name is None else (name,)
-        return self._models.commit(plan, nodes, Label(plan.root, names, pinned, public, provenance, announce=announce))
+        label = Label(plan.root, names, pinned, public, provenance, announce=announce)
+        with self._lock:
+            self.blobs.touch(file.cid for file in plan.files)
+            with self._ledger.reserve(sum(len(block) for _, block in nodes)):
+                return self._models.commit(plan, nodes, label)
 
     def verify(self, root: Cid | None = None, progress: Callable[[int], None] | None = None) -> VerifyReport:
         """Hashes every byte of one model, or of all and of files outside any; quarantines and names what is corrupt.
@@ -220,9 +225,12 @@ class Store:
         return self._partials.open(cid, size, reservation)
 
     def keep_node(self, cid: Cid, block: bytes) -> None:
-        """A node block of a model that is not complete yet; survives a restart. Raises IntegrityError."""
+        """A node block of a model that is not complete yet; survives a restart. Raises IntegrityError, QuotaExceeded."""
         cid.check(block, "a node block")
-        self._index.add_node(cid, block)
+        with self._lock:
+            if self._index.node(cid) is None:
+                with self._ledger.reserve(len(block)):
+                    self._index.add_node(cid, block)
 
     # blocks and files
 
