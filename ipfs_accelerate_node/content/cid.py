@@ -145,6 +145,11 @@ class Cid:
         """The block itself where the hash is identity, else None."""
         return self.digest if self.multihash[0] == IDENTITY else None
 
+    @property
+    def known_block(self) -> bytes | None:
+        """The block where the CID alone tells it: an identity CID's payload, or the empty block (bitswap carries none)."""
+        return b"" if self.multihash in _OF_NOTHING else self.inline
+
     def matches(self, data: Buffer) -> bool:
         """Whether these are the bytes this CID names. Hashes them: off the event loop for more than a few KiB."""
         return _HASHES[self.hash_code].digest(data) == self.digest
@@ -203,3 +208,6 @@ def _check_policy(codec: int, code: int, length: int) -> None:
     if codec not in _CODECS:
         named = "libp2p-key (an IPNS name or PeerID)" if codec == LIBP2P_KEY else f"0x{codec:x}"
         raise InvalidCid(f"codec {named} is not raw, dag-pb or dag-cbor: no content of ours", code="unsupported_codec")
+
+
+_OF_NOTHING = frozenset(Cid.of(b"", RAW, code).multihash for code in _HASHES)

@@ -189,7 +189,7 @@ class DagWalk:
         work = [place]
         while work:
             item = work.pop()
-            block = item.cid.inline if held is None or item is not place else held
+            block = item.cid.known_block if held is None or item is not place else held
             content = self._contents.get(item.cid)
             if content is None and block is not None:
                 content = self._learn(item.cid, block)
@@ -236,7 +236,7 @@ class DagWalk:
             elif cid.codec == RAW:
                 if size > self._max_block_bytes:
                     raise self._too_large(cid, size)
-                self._add_leaf(part.file, Leaf(cid, offset, size), cid.inline)
+                self._add_leaf(part.file, Leaf(cid, offset, size), cid.known_block)
             else:
                 raise _unsupported(cid, f"a part of {part.file.path or part.file.cid}")
             offset += size
