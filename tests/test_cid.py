@@ -264,6 +264,14 @@ def test_c10_empty_identity_is_the_known_text() -> None:
     assert Cid.parse(V1).inline is None
 
 
+@pytest.mark.parametrize("name", HASHES)
+def test_the_empty_block_is_known_by_its_cid(name: str) -> None:
+    empty = Cid.decode(bytes(OracleCid("base32", 1, "dag-pb", oracle_multihash.digest(b"", name))))
+    assert (empty.known_block, empty.inline) == (b"", None)
+    assert Cid.of(b"x", RAW, empty.hash_code).known_block is None
+    assert Cid.of(b"x", RAW, IDENTITY).known_block == b"x"
+
+
 def test_c9_identity_over_the_limit_is_not_made() -> None:
     with pytest.raises(InvalidCid) as caught:
         Cid.of(bytes(129), RAW, IDENTITY)

@@ -296,6 +296,14 @@ async def test_errors_of_openai_routes_have_exit_codes_too(tmp_path: Path, daemo
     assert (done.code, done.err) == (3, "ipfs-accelerate-node: no such model\n")
 
 
+async def test_bench_says_what_it_measured_and_where_it_is(tmp_path: Path, daemon: Daemon) -> None:
+    done = await run_cli(tmp_path, "bench", "minilm", "--publish")  # no terminal: --publish is the consent
+    assert daemon.asked("POST", "/api/benchmarks") == {"ref": "minilm", "publish": True}
+    assert "time       2.50 ms, median of 3" in done.out
+    assert "published  yes" in done.out
+    assert "envelope   bafyenvelope" in done.out
+
+
 async def test_a_key_is_shown_once(tmp_path: Path, daemon: Daemon) -> None:
     done = await run_cli(tmp_path, "keys", "add", "--scope", "infer", "--scope", "metrics", "--name", "laptop")
     assert daemon.asked("POST", "/api/keys") == {"scopes": ["infer", "metrics"], "name": "laptop"}

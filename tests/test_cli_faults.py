@@ -349,7 +349,7 @@ async def test_l7_foreign_text_does_not_drive_the_terminal(tmp_path: Path, daemo
 async def test_publishing_is_asked_for_on_a_terminal(tmp_path: Path, daemon: Daemon) -> None:
     refused = await run_on_terminal(tmp_path, "bench", ROOT, "--publish", typed=b"n\n")
     assert refused.code == 1
-    assert '"p50_ns": 1' in refused.out
+    assert '"samples_ns": [' in refused.out
     assert [seen.body["publish"] for seen in daemon.seen] == [False]
     agreed = await run_on_terminal(tmp_path, "bench", ROOT, "--publish", typed=b"y\n")
     assert agreed.code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import click
 from ipfs_accelerate_node.cli import Refused
 from ipfs_accelerate_node.cli.client import path_of
 from ipfs_accelerate_node.cli.options import MODEL_NAME, REFERENCE, daemon_options
-from ipfs_accelerate_node.cli.render import fields, note, print_json, size
+from ipfs_accelerate_node.cli.render import fields, note, print_json, size, yes_no
 from ipfs_accelerate_node.errors import EXIT_FAILURE
 
 if TYPE_CHECKING:
@@ -130,7 +131,22 @@ def bench(ref: str, publish: bool, yes: bool, daemon: Daemon, as_json: bool) -> 
     if as_json:
         print_json(done)
     else:
-        fields((key, value) for key, value in done.items() if not isinstance(value, (dict, list)))
+        _bench_fields(done)
+
+
+def _bench_fields(done: dict[str, Any]) -> None:
+    samples = done["record"].get("samples_ns") or []
+    timed = f"{statistics.median(samples) / 1e6:.2f} ms, median of {len(samples)}" if samples else None
+    fields(
+        [
+            ("time", timed),
+            ("record", done["record_cid"]),
+            ("envelope", done["envelope_cid"]),
+            ("signer", done["signer"]),
+            ("published", yes_no(done["published"])),
+            ("note", done["note"]),
+        ]
+    )
 
 
 def _standing_consent() -> bool:

@@ -147,7 +147,7 @@ class Cid:
 
     @property
     def known_block(self) -> bytes | None:
-        """The block where the CID alone tells it: an identity CID's payload, or the empty block (bitswap carries none)."""
+        """The block where the CID alone tells it: an identity's payload, or the empty block (bitswap carries none)."""
         return b"" if self.multihash in _OF_NOTHING else self.inline
 
     def matches(self, data: Buffer) -> bool:

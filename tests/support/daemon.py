@@ -41,6 +41,13 @@ LOADED: dict[str, Any] = {
 }  # fmt: skip
 
 
+BENCH: dict[str, Any] = {
+    "record": {"samples_ns": [3_000_000, 1_000_000, 2_500_000]}, "record_cid": "bafyrecord",
+    "envelope_cid": "bafyenvelope", "signer": "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA",
+    "published": True, "note": None,
+}  # fmt: skip
+
+
 def job(state: str, done: int = 0, **more: Any) -> dict[str, Any]:
     return {
         "id": "0123456789abcdef", "ref": ROOT, "name": None, "state": state, "root": ROOT, "bytes_total": 1000,
@@ -177,12 +184,7 @@ def _usual_answer(daemon: Daemon, request: web.Request) -> tuple[int, Any]:
         case "DELETE", ["api", "loads", *name]:
             return 200, {"unloaded": "/".join(name)}
         case "POST", ["api", "benchmarks"]:
-            return 200, {
-                "record_cid": "bafyrecord",
-                "envelope_cid": "bafyenvelope",
-                "record": {"p50_ns": 1},
-                "published": True,
-            }
+            return 200, BENCH
         case "GET", ["api", "keys"]:
             return 200, {"keys": [{"id": "ab12", "name": None, "scopes": ["infer"], "created": "2026-01-01"}]}
         case "POST", ["api", "keys"]:
