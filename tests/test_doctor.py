@@ -1,0 +1,61 @@
+"""`doctor` over a real file system, with a daemon and without, and with what breaks a node."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon, start_cli
+
+CANARY = "canary-93f1c0"
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
+    async with Daemon(tmp_path / "cache") as running:
+        yield running
+
+
+@pytest.mark.timeout(60)
+async def test_doctor_without_a_daemon(tmp_path: Path) -> None:
+    env = {"HF_TOKEN": CANARY, "HF_ENDPOINT": "http://127.0.0.1:7777", "IPFS_ACCELERATE_NODE_PORT": "7777"}
+    process = await start_cli(tmp_path, "doctor", "--json", env=env)
+    async with asyncio.timeout(50):
+        out, err = await process.communicate()
+    told = json.loads(out)
+    findings = {finding["name"]: finding for finding in told["findings"]}
+    assert err == b""
+    assert (process.returncode == 0) == told["healthy"]
+    assert CANARY.encode() not in out
+    assert findings["Hub token"]["found"] == "there is one, from HF_TOKEN"
+    assert findings["HF_ENDPOINT"]["found"].endswith("right for Hugging Face tools")
+    assert (findings["daemon"]["state"], findings["daemon"]["mend"]) == ("missing", "start it with: ian up")
+    assert {"program", "settings", "disk", "port", "Kubo", "accelerators"} <= findings.keys()
+    assert all(finding["mend"] for finding in findings.values() if finding["state"] != "ok")
+
+
+@pytest.mark.timeout(60)
+async def test_doctor_finds_what_is_broken(tmp_path: Path) -> None:
+    (cache := tmp_path / "cache").write_text("a file")
+    (tmp_path / ".config/ipfs-accelerate-node").mkdir(parents=True)
+    (tmp_path / ".config/ipfs-accelerate-node/config.toml").write_text("prot = 1")
+    process = await start_cli(tmp_path, "doctor", "--cache", str(cache))
+    async with asyncio.timeout(50):
+        out, _ = await process.communicate()
+    lines = out.decode().splitlines()
+    assert process.returncode == 1
+    assert any(line.startswith("broken   settings") and "line 1" in line for line in lines)
+    assert any(line.startswith("broken   disk") for line in lines)
+
+
+@pytest.mark.timeout(60)
+async def test_doctor_sees_the_running_daemon(tmp_path: Path, daemon: Daemon) -> None:
+    daemon.answers["GET", "/readyz"] = (200, {"ready": True, "degraded": ["Kubo is off: \x1b[31m"], "kubo": "off"})
+    process = await start_cli(tmp_path, "doctor")
+    async with asyncio.timeout(50):
+        out, _ = await process.communicate()
+    assert f"{daemon.url} runs without: Kubo is off: \\x1b[31m" in out.decode()
