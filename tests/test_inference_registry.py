@@ -6,9 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,39 +24,20 @@ from ipfs_accelerate_node.errors import (
     Unavailable,
 )
 from ipfs_accelerate_node.inference import slot as slots
-from ipfs_accelerate_node.inference.memory import resident_bytes
 from ipfs_accelerate_node.inference.model import Embeddings, LoadedModel, ModelSpec
 from ipfs_accelerate_node.inference.process import worker_environment
 from ipfs_accelerate_node.inference.registry import Registry
 from tests.support.models import WORDS, tiny_model, write_json
+from tests.support.workers import ended, gone, registry_in_its_task
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(90)]
 
 MOCK = ModelSpec("mock:embedding", None, source="mock", mock=True)
 
 
-@asynccontextmanager
-async def registry_in_its_task(**settings: float) -> AsyncIterator[Registry]:
-    """A registry whose task group is entered and left by one task, as pytest's fixtures are not."""
-    entered: asyncio.Future[Registry] = asyncio.get_running_loop().create_future()
-    leave = asyncio.Event()
-
-    async def own() -> None:
-        async with Registry(threads=1, prestart=False, **settings) as registry:
-            entered.set_result(registry)
-            await leave.wait()
-
-    owner = asyncio.create_task(own())
-    try:
-        yield await entered
-    finally:
-        leave.set()
-        await owner
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def registry() -> AsyncIterator[Registry]:
-    async with registry_in_its_task(silence_s=3.0, steady_s=0.0) as registry:
+    async with registry_in_its_task(silence_s=5.0, steady_s=0.0) as registry:
         yield registry
 
 
@@ -73,23 +52,6 @@ async def model(registry: Registry, directory: Path) -> LoadedModel:
     return await registry.load(ModelSpec("bafytiny", directory, ("tiny",), source="cid"))
 
 
-async def ended(pid: int) -> None:
-    """Returns when the process has ended."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    loop, end = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(descriptor, end.set)
-    await end.wait()
-    loop.remove_reader(descriptor)
-    os.close(descriptor)
-
-
-def gone(pid: int) -> bool:
-    return resident_bytes(pid) == 0
-
-
 async def test_load_tells_what_it_read_back(model: LoadedModel) -> None:
     assert (model.id, model.root, model.state) == ("tiny", "bafytiny", "ready")
     assert (model.implementation, model.engine, model.device) == ("REAL", "torch", "cpu")
@@ -99,14 +61,6 @@ async def test_load_tells_what_it_read_back(model: LoadedModel) -> None:
     assert model.memory_bytes > 50 << 20
     assert model.load_s > 0
     assert {"torch", "tokenizers", "safetensors"} <= model.versions.keys()
-
-
-async def test_the_daemon_itself_imports_no_torch(model: LoadedModel) -> None:
-    code = "import sys, ipfs_accelerate_node.inference.registry; print({'torch', 'transformers'} & set(sys.modules))"
-    root = Path(__file__).parent.parent
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=root, stdout=asyncio.subprocess.PIPE)
-    out, _ = await process.communicate()
-    assert out.strip() == b"set()"
 
 
 async def test_embed(registry: Registry, model: LoadedModel) -> None:
@@ -260,22 +214,6 @@ async def test_a_hang_is_ended_and_costs_one_request(registry: Registry, model: 
     assert (await registry.embed("tiny", ["the cat"])).vectors.shape == (1, 16)
 
 
-async def test_a_series_of_crashes_is_answered_at_once_until_the_next_try(directory: Path) -> None:
-    async with registry_in_its_task() as registry:
-        crashed: Unavailable | None = None
-        for _ in range(3):
-            try:
-                model = await registry.load(ModelSpec("bafyflap", directory))
-                os.kill(model.pid or 0, signal.SIGKILL)
-                await ended(model.pid or 0)
-                await registry.embed(model, ["the cat"])
-            except Unavailable as exc:
-                crashed = exc
-        assert crashed is not None
-        assert crashed.code == "worker_crashed"
-        assert crashed.retry_after_s
-
-
 async def test_cancelled_callers_free_their_places(registry: Registry, model: LoadedModel) -> None:
     tasks = await fill(registry, 12)
     for task in tasks[:11]:
@@ -328,35 +266,6 @@ async def test_s9_a_file_cut_under_a_loaded_model(registry: Registry, tmp_path: 
     assert caught.value.code == "bad_weights"
 
 
-async def test_loading_has_an_end(directory: Path) -> None:
-    async with registry_in_its_task(load_timeout_s=0.05) as registry:
-        with pytest.raises(Unavailable) as caught:
-            await registry.load(ModelSpec("bafyslow", directory))
-        assert caught.value.code == "load_timeout"
-        assert registry.loaded() == []
-
-
-async def test_leaving_ends_workers_and_answers_those_who_wait(directory: Path) -> None:
-    async with registry_in_its_task() as registry:
-        model = await registry.load(ModelSpec("bafyleft", directory))
-        waiting = asyncio.create_task(registry.embed(model, ["the cat sat on " * 9] * 3000))
-        await asyncio.sleep(0)
-    with pytest.raises((NotFound, Unavailable)):
-        await waiting
-    assert gone(model.pid or 0)
-
-
-async def test_a_prestarted_worker_is_taken_and_one_never_used_is_ended(directory: Path) -> None:
-    async with Registry(threads=1) as registry:
-        spare = registry._spare
-        assert spare is not None
-        assert (await registry.load(ModelSpec("bafyspare", directory))).pid == spare.pid
-    async with Registry(threads=1) as registry:
-        assert registry._spare is not None
-        pid = registry._spare.pid
-    assert gone(pid)
-
-
 async def test_accelerators(registry: Registry) -> None:
     found = await registry.accelerators()
     assert found[0].device == "cpu"
@@ -385,27 +294,3 @@ async def test_a_worker_knows_no_secret_of_ours(model: LoadedModel) -> None:
     assert {"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1"} <= set(known)
     limits = Path(f"/proc/{model.pid}/limits").read_text()
     assert "Max core file size        0 " in limits
-
-
-async def test_a_worker_dies_with_its_daemon(directory: Path) -> None:
-    code = f"""
-import asyncio
-from pathlib import Path
-from ipfs_accelerate_node.inference.model import ModelSpec
-from ipfs_accelerate_node.inference.registry import Registry
-
-async def main():
-    async with Registry(threads=1) as registry:
-        print((await registry.load(ModelSpec("bafyx", Path({str(directory)!r})))).pid, flush=True)
-        await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-    daemon = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, cwd=Path(__file__).parent.parent, stdout=asyncio.subprocess.PIPE
-    )
-    assert daemon.stdout is not None
-    pid = int(await daemon.stdout.readline())
-    daemon.kill()
-    await daemon.wait()
-    await ended(pid)

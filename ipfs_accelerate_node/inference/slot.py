@@ -209,7 +209,8 @@ class Slot:
         except TimeoutError:
             limit = self._limits.load_timeout_s
             raise Unavailable(f"loading took over {limit:g} s", code="load_timeout", retry_after_s=limit) from None
-        assert isinstance(reply, wire.Loaded)
+        if not isinstance(reply, wire.Loaded):
+            raise WorkerGone(f"worker {self._worker.pid} answered something else")
         self._loaded, self._error = reply, None
         self._load_s = time.monotonic() - began
         log.info(
@@ -242,6 +243,8 @@ class Slot:
         self._current = job
         try:
             reply, payload = await worker.ask(job.request(), silence_s=self._limits.silence_s)
+            if not answers(job, reply, payload):
+                raise WorkerGone(f"worker {worker.pid} answered something else")
         except WorkerGone as exc:
             crashed = Unavailable(str(exc), code="worker_crashed", retry_after_s=1.0)
             _fail(job, self._unloaded() if self._closing else crashed)
@@ -255,7 +258,6 @@ class Slot:
             self._current = None
 
     def _embeddings(self, job: Job, reply: wire.Vectors, payload: bytes) -> Embeddings:
-        assert reply.job == job.number
         return Embeddings(
             vectors=np.frombuffer(payload, dtype="<f4").reshape(reply.rows, reply.width),
             prompt_tokens=reply.prompt_tokens,
@@ -301,6 +303,14 @@ class Slot:
 
     def _unloaded(self) -> NotFound:
         return NotFound(f"{self.spec.root} is not loaded any more", code="model_not_loaded")
+
+
+def answers(job: Job, reply: wire.Reply, payload: bytes) -> bool:
+    """Is this an answer to that job, and all of it?"""
+    if isinstance(reply, wire.Vectors):
+        whole = len(payload) == 4 * reply.rows * reply.width and reply.rows == len(job.inputs)
+        return reply.job == job.number and whole
+    return isinstance(reply, wire.Dropped) and reply.job == job.number and job.done.done()
 
 
 def _fail(job: Job, error: NodeError) -> None:
