@@ -214,5 +214,5 @@ class Quota(RuleBasedStateMachine):
 
 TestQuota = Quota.TestCase
 TestQuota.settings = settings(
-    max_examples=12, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )

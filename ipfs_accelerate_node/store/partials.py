@@ -156,7 +156,7 @@ class Partials:
     def _count(self, cid: Cid) -> None:
         found = disk.stat_if_there(str(cid), dir_fd=self.layout.partial)
         if found is not None:
-            used = found.st_blocks * 512
+            used = min(found.st_size, found.st_blocks * 512)  # holes take nothing
             self._resting[cid] = self._ledger.hold(used, landed_bytes=used)
 
     def _open_data(self, cid: Cid, size: int, hold: Hold, reservation: Reservation | None) -> int:
