@@ -27,7 +27,8 @@ from tests.support.gateway import (
     small_model,
 )
 
-SILENCE_S = 0.15
+PATIENCE_S = 10.0  # no good answer takes so long, however busy the machine
+SILENCE_S = 1.0  # where a test waits for it to pass
 
 
 @pytest.fixture
@@ -42,9 +43,11 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
         yield opened
 
 
-async def gateways(stack: AsyncExitStack, count: int, blocks: Blocks) -> tuple[list[FakeGateway], list[GatewaySource]]:
+async def gateways(
+    stack: AsyncExitStack, count: int, blocks: Blocks, silence_s: float = PATIENCE_S
+) -> tuple[list[FakeGateway], list[GatewaySource]]:
     running = [await stack.enter_async_context(FakeGateway(blocks)) for _ in range(count)]
-    sources = [GatewaySource(g.url, first_byte_timeout_s=SILENCE_S, stall_timeout_s=SILENCE_S) for g in running]
+    sources = [GatewaySource(g.url, first_byte_timeout_s=silence_s, stall_timeout_s=silence_s) for g in running]
     for source in sources:
         stack.push_async_callback(source.aclose)
     return running, sources
@@ -163,7 +166,7 @@ async def test_cut_off_stalled_and_error_pages(
     store: Store, stack: AsyncExitStack, fault: Fault, code: str, position: str
 ) -> None:
     bad = {"root": MODEL.root, "node": next(iter(MODEL.nodes)), "leaf": next(iter(MODEL.leaves))}[position]
-    (gateway,), sources = await gateways(stack, 1, BLOCKS)
+    (gateway,), sources = await gateways(stack, 1, BLOCKS, SILENCE_S)
     gateway.faults[bad] = fault
     error = await failed(store, MODEL.root, sources)
     assert isinstance(error, NoSource)
@@ -202,7 +205,7 @@ async def test_one_poisoned_gateway_of_three(store: Store, stack: AsyncExitStack
 
 
 async def test_one_lies_one_stalls_one_is_good(store: Store, stack: AsyncExitStack) -> None:
-    (liar, silent, good), sources = await gateways(stack, 3, BLOCKS)
+    (liar, silent, good), sources = await gateways(stack, 3, BLOCKS, SILENCE_S)
     liar.fault, silent.fault = Flip(), Stall()
     fetched = await fetch(store, MODEL.root, sources)
     assert same(fetched, MODEL.files)
@@ -218,7 +221,7 @@ async def test_two_halves_make_a_whole(store: Store, stack: AsyncExitStack) -> N
 
 
 async def test_all_attempts_are_listed(store: Store, stack: AsyncExitStack) -> None:
-    (cut, html, silent), sources = await gateways(stack, 3, BLOCKS)
+    (cut, html, silent), sources = await gateways(stack, 3, BLOCKS, SILENCE_S)
     cut.fault, html.fault, silent.fault = Truncate(1), HTML, Stall()
     error = await failed(store, MODEL.root, sources)
     assert (error.code, exit_code(error)) == ("no_source", 5)

@@ -38,7 +38,7 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 
 async def serve(stack: AsyncExitStack, blocks: Blocks) -> tuple[FakeGateway, GatewaySource]:
     gateway = await stack.enter_async_context(FakeGateway(blocks))
-    source = GatewaySource(gateway.url, first_byte_timeout_s=2, stall_timeout_s=2)
+    source = GatewaySource(gateway.url, first_byte_timeout_s=10, stall_timeout_s=10)
     stack.push_async_callback(source.aclose)
     return gateway, source
 

@@ -28,7 +28,8 @@ from tests.support.gateway import (
 
 BLOCK = bytes(range(256)) * 40
 CID = Cid.of(BLOCK)
-SILENCE_S = 0.2
+PATIENCE_S = 10.0  # no good answer takes so long, however busy the machine
+SILENCE_S = 0.3  # where a test waits for it to pass
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ async def gateway() -> AsyncIterator[FakeGateway]:
 
 @pytest.fixture
 async def source(gateway: FakeGateway) -> AsyncIterator[GatewaySource]:
-    opened = GatewaySource(gateway.url, first_byte_timeout_s=SILENCE_S, stall_timeout_s=SILENCE_S)
+    opened = GatewaySource(gateway.url, first_byte_timeout_s=PATIENCE_S, stall_timeout_s=PATIENCE_S)
     yield opened
     await opened.aclose()
 
@@ -113,10 +114,13 @@ FAULTS: dict[str, tuple[Fault, str]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_bad_answer_is_a_typed_error(gateway: FakeGateway, source: GatewaySource, name: str) -> None:
+async def test_a_bad_answer_is_a_typed_error(gateway: FakeGateway, name: str) -> None:
     gateway.fault, code = FAULTS[name]
+    silence_s = SILENCE_S if code == "stalled" else PATIENCE_S
+    source = GatewaySource(gateway.url, first_byte_timeout_s=silence_s, stall_timeout_s=silence_s)
     with pytest.raises(SourceUnavailable) as caught:
         await source.read_block(CID)
+    await source.aclose()
     error = caught.value
     assert error.code == code
     assert error.detail["source"] == source.name
@@ -165,17 +169,17 @@ async def test_retry_after_is_passed_on(
 
 async def test_a_slow_but_steady_body_is_not_a_stall(gateway: FakeGateway) -> None:
     """Deadlines run over silence: this body takes several times the stall timeout, and arrives."""
-    size, parts = 64 << 10, 16
+    size, parts, silence_s = 64 << 10, 16, 0.5
     block = bytes(size)
     started = time.monotonic()
-    source = GatewaySource(gateway.url, first_byte_timeout_s=2, stall_timeout_s=SILENCE_S)
+    source = GatewaySource(gateway.url, first_byte_timeout_s=PATIENCE_S, stall_timeout_s=silence_s)
     gateway.blocks[Cid.of(block)] = block
-    gateway.slow = (size // parts, SILENCE_S / 4)
+    gateway.slow = (size // parts, silence_s / 5)
     try:
         assert await source.read_block(Cid.of(block)) == block
     finally:
         await source.aclose()
-    assert time.monotonic() - started > 2 * SILENCE_S
+    assert time.monotonic() - started > 2 * silence_s
 
 
 async def test_a_cancelled_read_frees_its_connection(gateway: FakeGateway, source: GatewaySource) -> None:

@@ -28,7 +28,7 @@ from tests.support.gateway import FakeGateway, redirect
 
 BLOCK = b"a block of some model"
 CID = Cid.of(BLOCK)
-QUICK = Pace(connect_s=2, first_byte_s=2, stall_s=1)
+PATIENT = Pace(connect_s=10, first_byte_s=10, stall_s=10)
 
 PRIVATE = [
     "127.0.0.1",
@@ -258,7 +258,7 @@ async def test_credentials_stay_on_the_first_origin() -> None:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = runner.addresses[0][1]
     here, there = Origin("http", "127.0.0.1", port), Origin("http", "localhost", port)
-    async with GuardedSession([here, there], pace=QUICK, resolver=Answers(["127.0.0.1"])) as session:
+    async with GuardedSession([here, there], pace=PATIENT, resolver=Answers(["127.0.0.1"])) as session:
         asked = Asked(str(here))
         async with session.request("GET", here.url("/start"), asked, {"Authorization": "Bearer s"}) as reply:
             assert await reply.read(100) == b"there"
@@ -287,7 +287,7 @@ async def test_a_name_that_does_not_resolve() -> None:
         ) -> list[ResolveResult]:
             raise OSError(None, "Name or service not known")
 
-    async with GuardedSession([], pace=QUICK, resolver=Nobody([])) as session:
+    async with GuardedSession([], pace=PATIENT, resolver=Nobody([])) as session:
         with pytest.raises(SourceUnavailable, match="Name or service not known") as caught:
             async with session.request("GET", URL("http://gone.example/"), Asked("http://gone.example")):
                 pass

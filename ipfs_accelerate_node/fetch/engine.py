@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from ipfs_accelerate_node.content import unixfs
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.errors import BadContent, NodeError, NotFound
+from ipfs_accelerate_node.errors import BadContent, Conflict, NodeError, NotFound
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
 from ipfs_accelerate_node.fetch.run import Into, Run, single_block
 from ipfs_accelerate_node.fetch.threads import in_thread
@@ -27,7 +27,7 @@ from ipfs_accelerate_node.store import Store, StoredModel
 log = logging.getLogger(__name__)
 
 Report = Callable[[Progress], None]
-MAX_PATH_BLOCKS = 10_000  # directory blocks read to resolve one path
+MAX_SHARDS = 32  # blocks read to find one name in a directory; a sharded one of any size has fewer levels
 
 
 @dataclass(eq=False, slots=True)
@@ -103,25 +103,24 @@ class Fetcher:
         Raises NotFound (no such entry), BadContent (a directory that is none), and as `fetch` does where no source has
         the block of a directory.
         """
-        blocks: dict[Cid, bytes] = {}
         found = root
         for name in filter(None, path.split("/")):
-            child = await self._child(found, name, blocks, sources)
+            child = await self._child(found, name, sources)
             if child is None:
                 raise NotFound(f"{root} has no {path[:200]!a}", cid=str(root.canonical))
             found = child
         return found.canonical
 
-    async def _child(self, folder: Cid, name: str, blocks: dict[Cid, bytes], sources: Sequence[Source]) -> Cid | None:
-        while True:
+    async def _child(self, folder: Cid, name: str, sources: Sequence[Source]) -> Cid | None:
+        blocks: dict[Cid, bytes] = {}
+        while len(blocks) <= MAX_SHARDS:
             try:
                 return unixfs.child(lambda cid: blocks.get(cid.canonical), folder, name)
             except NotFound as exc:
                 missing = Cid.parse(str(exc.detail["cid"]))
-            if len(blocks) >= MAX_PATH_BLOCKS:
-                raise BadContent(f"the way to {name[:80]!a} in {folder} has no end")
             block = await in_thread(self._store.block, missing)
             blocks[missing] = block or await single_block(missing, sources)
+        raise BadContent(f"{folder} has too many levels on the way to {name[:80]!a}")
 
     async def _fly(self, flight: Flight, root: Cid, sources: Sequence[Source], into: Into) -> Fetched:
         began = time.perf_counter()
@@ -144,7 +143,13 @@ class Fetcher:
         return replace(outcome, model=await in_thread(self._label, outcome.model.root, into))
 
     def _stored(self, root: Cid, into: Into) -> Fetched | None:
-        """A committed model as the outcome of a fetch that had nothing to do."""
+        """A committed model as the outcome of a fetch that had nothing to do.
+
+        Raises Conflict now, not after the last byte, if the name means another root.
+        """
+        other = None if into.name is None else self._store.named(into.name)
+        if other is not None and other != root:
+            raise Conflict(f"{into.name!r} is the name of {other}", cid=str(other))
         if self._store.model(root) is None or (plan := self._store.plan(root)) is None:
             return None
         return Fetched(

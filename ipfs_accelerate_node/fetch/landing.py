@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 MAX_OPEN_FILES = 128  # two descriptors each; what is idle beyond that is closed, and opened again when needed
 COPY_AT_ONCE = 64  # leaves copied in one call, so that a cancel waits for tens of MiB at most
+CHECKED_AT_ONCE = 256  # the same for leaves that are only hashed
 
 
 @dataclass(slots=True)
@@ -45,10 +46,10 @@ class Landing:
         """Whether the whole file is a blob already."""
         return self._store.file(file) is not None
 
-    def missing(self, file: FilePlan) -> list[Leaf]:
-        """Its leaves that are not here yet. Raises QuotaExceeded, StorageError."""
+    def missing(self, file: FilePlan, leaves: Iterable[Leaf]) -> list[Leaf]:
+        """Those of its leaves that are not here yet; claims room for the file. Raises QuotaExceeded, StorageError."""
         with self._part(file.cid, file.size) as part:
-            return part.missing(file.leaves)
+            return part.missing(leaves)
 
     def reread(self, file: Cid, size: int, guesses: Iterable[Leaf]) -> bytes | None:
         """The block of the first guess that is right and whose payload is here, hashed."""

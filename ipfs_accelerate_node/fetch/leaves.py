@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf, ModelPlan
 from ipfs_accelerate_node.errors import SourceUnavailable
-from ipfs_accelerate_node.fetch.landing import COPY_AT_ONCE, Landing
+from ipfs_accelerate_node.fetch.landing import CHECKED_AT_ONCE, COPY_AT_ONCE, Landing
 from ipfs_accelerate_node.fetch.stage import Came
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.sources.source import Source
@@ -55,7 +55,7 @@ class Leaves:
                 here += file.size + twins_bytes
                 before += twins_bytes + (0 if file.cid in self._landing.finished else file.size)
                 continue
-            missing = await self._copied(file, await in_thread(self._landing.missing, file))
+            missing = await self._copied(file, await self._missing(file))
             here += file.size + twins_bytes - sum(leaf.length for leaf in missing)
             before += twins_bytes
             if not missing:
@@ -65,6 +65,13 @@ class Leaves:
             for leaf in missing:
                 self._wanted.setdefault(leaf.cid, []).append(_Target(to, leaf))
         return here, before
+
+    async def _missing(self, file: FilePlan) -> list[Leaf]:
+        """What an earlier try did not bring; what it left unrecorded is hashed now, some leaves at a time."""
+        left: list[Leaf] = []
+        for start in range(0, max(1, len(file.leaves)), CHECKED_AT_ONCE):
+            left += await in_thread(self._landing.missing, file, file.leaves[start : start + CHECKED_AT_ONCE])
+        return left
 
     async def _copied(self, file: FilePlan, missing: Sequence[Leaf]) -> list[Leaf]:
         """What is missing after copying from the store's other files."""
