@@ -142,8 +142,8 @@ class Guard(AbstractResolver):
         return public(address) or (embedded(address), port) in self._granted
 
     def check_host(self, host: str, port: int) -> None:
-        """Raises AddressRefused if host spells an IP address that may not be contacted, or spells one as only a disguise
-        would (``2130706433``, ``0x7f.1``); names are judged when resolved."""
+        """Raises AddressRefused if host spells an IP address that may not be contacted, or one in disguise
+        (``2130706433``, ``0x7f.1``); names are judged when resolved."""
         address = literal(host)
         if address is not None and not self.admits(address, port):
             raise AddressRefused(f"{host} is not a public address and not one that was configured")
@@ -156,11 +156,14 @@ class Guard(AbstractResolver):
         """Addresses of a name, less those that may not be contacted. Raises AddressRefused when none is left."""
         if self._resolver is None:
             self._resolver = ThreadedResolver()
-        found = await self._resolver.resolve(host, port, family)
+        # RFC 6761 §6.3: every name below localhost is this machine, also where the system's resolver does not know it
+        # (a Kubo gateway on localhost redirects each CID to a name of its own).
+        asked = "localhost" if host.lower().rstrip(".").endswith(".localhost") else host
+        found = await self._resolver.resolve(asked, port, family)
         addresses = [(r, a) for r in found if (a := literal(r["host"])) is not None]
         if self._is_configured_local_name(host.lower().rstrip("."), port):
             self._granted.update((embedded(address), port) for _, address in addresses)
-            kept = [r for r, _ in addresses]
+            kept = [ResolveResult(**{**r, "hostname": host}) for r, _ in addresses]
         else:
             kept = [r for r, address in addresses if public(address)]
         if not kept:
