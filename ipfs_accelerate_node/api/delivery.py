@@ -23,7 +23,7 @@ from ipfs_accelerate_node.store.disk import READ_FLAGS, storing
 async def send_file(request: web.Request, reply: web.StreamResponse, path: Path, span: Span) -> None:
     """The prepared head, then those bytes straight from the page cache. Raises StorageError before the first byte,
     ConnectionError after."""
-    file = await asyncio.to_thread(_open, path)
+    file = _open(path)  # on the loop: a thread's descriptor would be lost if the caller left meanwhile
     try:
         reply.content_length = span.length
         await reply.prepare(request)

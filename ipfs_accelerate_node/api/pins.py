@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -56,7 +57,7 @@ async def pin_events(request: web.Request) -> web.StreamResponse:
     await reply.prepare(request)
     async with asyncio.TaskGroup() as group:
         watching = group.create_task(_watch(here, job, queue), name=f"watch {job.id}")
-        with request.app[TRAFFIC].told(lambda: queue.put_nowait(None)):
+        with request.app[TRAFFIC].told(lambda: queue.put_nowait(None)), suppress(ConnectionError):
             await _send_events(reply, queue)
         watching.cancel()
     return reply

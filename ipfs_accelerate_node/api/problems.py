@@ -24,6 +24,7 @@ from ipfs_accelerate_node.errors import (
 )
 
 _OPENAI_TYPE = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_ABOUT_MODEL = ("model_not_found", "invalid_reference", "invalid_cid", "invalid_path")
 INTERNAL = "internal_error"
 
 
@@ -79,7 +80,7 @@ def _openai(error: NodeError, status: int) -> dict[str, object]:
     fields: dict[str, object] = {
         "message": str(error),
         "type": kind,
-        "param": error.detail.get("param", "model" if error.code == "model_not_found" else None),
+        "param": error.detail.get("param", "model" if error.code in _ABOUT_MODEL else None),
         "code": error.code,
     }
     extra = {k: v for k, v in error.detail.items() if v is not None and k not in fields}

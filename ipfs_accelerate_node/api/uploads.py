@@ -42,7 +42,7 @@ UPLOADS = "uploads"  # directory of the cache
 MAX_FILES = 10_000
 MAX_DEPTH = 64
 MAX_FIELD_BYTES = 4096
-_PIECE_BYTES = 1 << 20  # written at once, and reserved ahead
+_PIECE_BYTES = 1 << 20  # reserved and written at once
 T = TypeVar("T")
 _FLAGS = {"": False, "false": False, "0": False, "true": True, "1": True}
 
@@ -67,7 +67,7 @@ async def _add_upload(request: web.Request) -> web.Response:
         work = node(request).add_staged(upload.directory, name=upload.name, announce=upload.announce)
         return json_reply(await finished(work))
     finally:
-        await asyncio.shield(asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True))
+        await finished(asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True))
 
 
 def _staging(cache: Path) -> Path:
@@ -127,7 +127,8 @@ class Upload:
                     raise InvalidInput(f"announce must be true or false, not {shown(text)}", param="announce")
                 self.announce = _FLAGS[text]
             case _:
-                await part.release()
+                while await _timed(part.read_chunk()):
+                    pass
 
     async def _take_file(self, part: BodyPartReader, reserved: Reservation) -> None:
         path = upload_path(part.filename or "")
@@ -136,11 +137,12 @@ class Upload:
         if len(self._paths) >= MAX_FILES:
             raise PayloadTooLarge(f"more than {MAX_FILES} files")
         self._paths.add(path)
-        handle = await asyncio.to_thread(_create, self.directory / path)
+        sink = Sink(self.directory / path, reserved)
         try:
-            await _copy(part, handle, reserved)
+            await finished(asyncio.to_thread(sink.open))
+            await _copy(part, sink)
         finally:
-            os.close(handle)
+            sink.close()
 
 
 def upload_path(filename: str) -> str:
@@ -157,36 +159,48 @@ def upload_path(filename: str) -> str:
     return path
 
 
-def _create(path: Path) -> int:
-    with storing(f"upload of {path.name}"):
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except (NotADirectoryError, FileExistsError, IsADirectoryError) as exc:
-            raise UnsafeContent(f"{shown(path.name)}: one path is a file and a directory") from exc
+class Sink:
+    """One file that is written as it comes, each piece reserved before. Its calls run in threads, one after another,
+    and are always awaited to their end: a descriptor closed under a writer might be another file's by then."""
+
+    def __init__(self, path: Path, reserved: Reservation) -> None:
+        self._path = path
+        self._reserved = reserved
+        self._handle: int | None = None
+
+    def open(self) -> None:
+        """Raises UnsafeContent where a directory has that name, or a file that of a directory on the way."""
+        with storing(f"upload of {self._path.name}"):
+            try:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._handle = os.open(self._path, flags, 0o600)
+            except (NotADirectoryError, FileExistsError, IsADirectoryError) as exc:
+                raise UnsafeContent(f"{shown(self._path.name)}: one path is a file and a directory") from exc
+
+    def write(self, piece: bytes) -> None:
+        """Raises QuotaExceeded, StorageError."""
+        assert self._handle is not None  # open came first
+        self._reserved.grow(len(piece))
+        with storing("upload"):
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(self._handle, view) :]
+
+    def close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
 
-async def _copy(part: BodyPartReader, handle: int, reserved: Reservation) -> None:
-    room = 0
+async def _copy(part: BodyPartReader, sink: Sink) -> None:
     piece = bytearray()
     while chunk := await _timed(part.read_chunk(_PIECE_BYTES)):
         piece += chunk
         if len(piece) >= _PIECE_BYTES:
-            room = await asyncio.to_thread(_write, handle, bytes(piece), room, reserved)
+            await finished(asyncio.to_thread(sink.write, bytes(piece)))
             piece.clear()
-    await asyncio.to_thread(_write, handle, bytes(piece), room, reserved)
-
-
-def _write(handle: int, piece: bytes, room: int, reserved: Reservation) -> int:
-    """Reserves what is not reserved yet, then writes; returns what is left of the reservation."""
-    if len(piece) > room:
-        reserved.grow(len(piece) - room)
-        room = len(piece)
-    with storing("upload"):
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(handle, view) :]
-    return room - len(piece)
+    await finished(asyncio.to_thread(sink.write, bytes(piece)))
 
 
 async def _field(part: BodyPartReader) -> str:

@@ -68,3 +68,12 @@ async def running(cache: Path, **settings: Any) -> AsyncIterator[Running]:
         aiohttp.ClientSession(auto_decompress=False) as session,
     ):
         yield Running(node, served, keys, keys.session_key(), session)
+
+
+def model(folder: Path, text: str, *more: str) -> Path:
+    """A directory with a config.json and more files, each holding text and its own name."""
+    folder.mkdir()
+    for name in ("config.json", *more):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + name)
+    return folder
