@@ -104,8 +104,10 @@ async def test_a_pinned_block_is_not_removed(client: KuboClient) -> None:
 
 async def test_files_tree_is_idempotent(client: KuboClient, daemon: KuboDaemon) -> None:
     await client.block_put(*DIRECTORY)
+    assert await client.files_cid("/some/where") is None
     for _ in range(2):
         await client.files_cp(DIRECTORY[0], "/some/where")
+        assert await client.files_cid("/some/where") == DIRECTORY[0]
     assert daemon.cli("files", "stat", "--hash", "/some/where") == str(DIRECTORY[0])
     for _ in range(2):
         await client.files_rm("/some/where")
@@ -239,10 +241,10 @@ async def test_the_size_of_a_block_is_bounded(length: int, code: str | None) -> 
     async with serving(block) as url:
         client = plain(url)
         if code is None:
-            assert len(await client.block_get(Cid.of(b""), timeout_s=5)) == length
+            assert len(await client.block_get(Cid.of(b"x"), timeout_s=5)) == length
         else:
             with pytest.raises(SourceUnavailable) as refused:
-                await client.block_get(Cid.of(b""), timeout_s=5)
+                await client.block_get(Cid.of(b"x"), timeout_s=5)
             assert refused.value.code == code
         await client.aclose()
 
@@ -264,7 +266,7 @@ async def test_an_answer_that_breaks_off_or_never_ends() -> None:
     async with serving(answer) as url:
         client = plain(url)
         with pytest.raises(SourceUnavailable) as broken:
-            await client.block_get(Cid.of(b""), timeout_s=5)
+            await client.block_get(Cid.of(b"x"), timeout_s=5)
         assert broken.value.code == "truncated"
         with pytest.raises(Unavailable) as endless:
             await client.provide(Cid.of(b""), timeout_s=0.2)
@@ -313,6 +315,7 @@ async def _every_method(client: KuboClient, address: str, path: Path) -> None:
     await client.addresses()
     await client.repo_stat()
     await client.add_nocopy(path, ())
+    await client.references([cid])
     await client.pin_add(cid)
     await client.pinned(cid)
     await client.pin_rm(cid)

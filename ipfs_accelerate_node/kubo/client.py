@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Awaitable, Iterable
+from contextlib import aclosing
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +33,7 @@ T = TypeVar("T")
 SOURCE = "kubo"
 MAX_BLOCK_BYTES = 2 * 1024 * 1024  # what bitswap carries; a bigger block is refused before it fills memory
 _CONTROL_TIMEOUT_S = 15.0
-_REMOVE_AT_ONCE = 256  # CIDs per block/rm request: about 20 KB of query
+_CIDS_AT_ONCE = 256  # per request: about 20 KB of query
 _JSON_BYTES = 1 << 20
 _PROVIDER = 4  # Type of a routing event that carries providers
 
@@ -112,6 +112,8 @@ class KuboClient:
         came within timeout_s (the network has no "nobody has it"), not_found when offline, truncated,
         block_too_large, kubo_…
         """
+        if cid.matches(b""):  # bitswap never delivers the empty block (tried: 0.43.1 to itself), and nobody need ask
+            return b""
         query = [("arg", str(cid)), *([("offline", "true")] if offline else ())]
         try:
             async with asyncio.timeout(timeout_s):
@@ -138,11 +140,10 @@ class KuboClient:
         holds them."""
         refused: list[Cid] = []
         remaining = iter([cid for cid in cids if cid.inline is None])
-        while batch := list(islice(remaining, _REMOVE_AT_ONCE)):
+        while batch := list(islice(remaining, _CIDS_AT_ONCE)):
             query = [("force", "true"), *(("arg", str(cid)) for cid in batch)]
-            async with self._timeout(calls.BLOCK_RM, timeout_s):
-                async with aclosing(self._rpc.lines(calls.BLOCK_RM, query)) as lines:
-                    refused += [_cid(line.get("Hash")) async for line in lines if line.get("Error")]
+            lines = await self._all(calls.BLOCK_RM, query, timeout_s=timeout_s)
+            refused += [_cid(line.get("Hash")) for line in lines if line.get("Error")]
         return refused
 
     async def has_block(self, cid: Cid, *, timeout_s: float = _CONTROL_TIMEOUT_S) -> bool:
@@ -169,6 +170,19 @@ class KuboClient:
             body=Body(path, abspath=True),
         )
         return _cid(answer.get("Hash"))
+
+    async def references(self, cids: Iterable[Cid], *, timeout_s: float = 60.0) -> set[Cid]:
+        """Those of these raw blocks (canonical) that the daemon keeps as references into files, not as bytes."""
+        found: set[bytes] = set()
+        remaining = iter(list(cids))
+        wanted: dict[bytes, Cid] = {}
+        while batch := list(islice(remaining, _CIDS_AT_ONCE)):
+            wanted |= {cid.multihash: cid.canonical for cid in batch}
+            listed = self._all(calls.FILESTORE_LS, [("arg", str(cid)) for cid in batch], timeout_s=timeout_s)
+            for line in await _unless(listed, "filestore", "enabled") or ():
+                if line.get("Status") == 0:
+                    found.add(_cid(line["Key"]["/"]).multihash)
+        return {cid for multihash, cid in wanted.items() if multihash in found}
 
     # --- what is kept, what is told
 
@@ -214,6 +228,12 @@ class KuboClient:
         )
         await _unless(copied, "already has entry")
 
+    async def files_cid(self, path: str) -> Cid | None:
+        """What that name in the file tree stands for, or None."""
+        stat = self._one(calls.FILES_STAT, [("arg", path)], timeout_s=_CONTROL_TIMEOUT_S)
+        answer = await _unless(stat, "does not exist")
+        return None if answer is None else _cid(answer.get("Hash"))
+
     async def files_rm(self, path: str, *, timeout_s: float = 30.0) -> None:
         """Idempotent."""
         await self._one(
@@ -222,11 +242,6 @@ class KuboClient:
             timeout_s=timeout_s,
             empty=True,
         )
-
-    async def files_has(self, path: str, *, timeout_s: float = 30.0) -> bool:
-        """Whether the daemon's own file tree has that entry."""
-        answer = await _unless(self._one(calls.FILES_STAT, [("arg", path)], timeout_s=timeout_s), "not exist")
-        return answer is not None
 
     async def complete(self, cid: Cid, *, timeout_s: float) -> bool:
         """Whether the daemon's own repo holds the whole DAG. Reads all of it."""
@@ -296,27 +311,25 @@ class KuboClient:
     async def _one(
         self,
         call: Call,
-        query: Sequence[tuple[str, str]],
+        query: Parameters,
         *,
         timeout_s: float,
         body: Body | None = None,
         empty: bool = False,
     ) -> dict[str, Any]:
         """The last object of the answer. empty: there may be none."""
-        last: dict[str, Any] | None = None
-        async with self._timeout(call, timeout_s):
-            async with aclosing(self._rpc.lines(call, query, body=body)) as lines:
-                async for line in lines:
-                    last = line
-        if last is None and not empty:
+        lines = await self._all(call, query, timeout_s=timeout_s, body=body)
+        if not lines and not empty:
             raise Unavailable(f"Kubo broke off its answer to {call.path}", code="kubo_truncated", call=call.path)
-        return last or {}
+        return lines[-1] if lines else {}
 
-    @asynccontextmanager
-    async def _timeout(self, call: Call, timeout_s: float) -> AsyncIterator[None]:
+    async def _all(
+        self, call: Call, query: Parameters, *, timeout_s: float, body: Body | None = None
+    ) -> list[dict[str, Any]]:
+        """Every object of the answer."""
         try:
-            async with asyncio.timeout(timeout_s):
-                yield
+            async with asyncio.timeout(timeout_s), aclosing(self._rpc.lines(call, query, body=body)) as lines:
+                return [line async for line in lines]
         except TimeoutError as exc:
             raise Unavailable(
                 f"Kubo did not answer {call.path} within {timeout_s:g} s", code="kubo_timeout", call=call.path

@@ -30,8 +30,10 @@ class Rpc:
     def __init__(self, place: Endpoint) -> None:
         self._place = place
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
 
     async def aclose(self) -> None:
+        self._closed = True
         if self._session is not None:
             await self._session.close()
 
@@ -96,7 +98,7 @@ class Rpc:
             ) from exc
 
     def _opened(self, call: Call) -> aiohttp.ClientSession:
-        if self._session is not None and self._session.closed:
+        if self._closed:
             raise Unavailable("Kubo was restarted", code="kubo_unavailable", call=call.path)
         if self._session is None:
             self._session = aiohttp.ClientSession(

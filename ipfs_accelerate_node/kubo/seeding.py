@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +21,14 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf, ModelPlan
 from ipfs_accelerate_node.errors import StorageError, Unavailable
 from ipfs_accelerate_node.kubo.client import ADD_FLOOR_BYTES_S, KuboClient
-from ipfs_accelerate_node.kubo.layout import imports
+from ipfs_accelerate_node.kubo.layout import Import, imports
 
 log = logging.getLogger(__name__)
 
 FOLDER = "/ipfs-accelerate-node"  # of private models, in the daemon's file tree
 PIN_NAME = "ipfs-accelerate-node"  # of our pins, so that a pin of the user's own is never removed
 NOT_ANNOUNCED = "served over HTTP only; --announce hands it to Kubo"
+_NO_RULE = "its files are cut into blocks by no rule that Kubo's chunkers know"
 _PUTS_AT_ONCE = 8
 _COPY_SHARE = 200  # leaves that cannot be references may be copied up to 1/200 of the model
 _PROVIDE_TIMEOUT_S = 60.0
@@ -57,22 +58,20 @@ async def seed(
     announce: bool,
     brought: bool,
 ) -> Seeded:
-    """Have Kubo serve a model whose files are all stored. Idempotent; a refusal is a note and no error.
+    """Have Kubo serve a model whose files are all stored. Idempotent; what Kubo refuses is a note and no error.
 
     nodes: every node block of the DAG. blob_paths: file CID (of the plan, or canonical) → stored file. brought: Kubo
-    fetched blocks of it, so its copies go first; they go as well when seeding is not possible.
+    fetched blocks of it, so its copies go first, and stay away when seeding is not possible.
     """
     known = {cid.canonical: block for cid, block in nodes}
     try:
-        held = await client.block_rm(_leaf_cids(plan)) if brought else []
+        held = await _drop_copies(client, plan) if brought else []
         if not announce and not client.managed:
             return Seeded(False, NOT_ANNOUNCED)
         await _reference(client, plan, known, blob_paths)
         announced, late = await _keep(client, plan, announce=announce)
     except _NotPossible as exc:
-        if brought:
-            await _forget(client, known)
-        return Seeded(False, str(exc))
+        return Seeded(False, f"not seeded: {exc}")
     except (Unavailable, StorageError) as exc:
         log.warning("kubo.seed root=%s failed: %s", plan.root, exc)
         return Seeded(False, f"not seeded: {exc}")
@@ -84,10 +83,10 @@ async def seed(
 
 
 async def is_seeded(client: KuboClient, root: Cid, *, announced: bool) -> bool:
-    """Whether an earlier `seed` of it still stands in this daemon."""
-    if announced or not client.managed:
-        return await client.pinned(root)
-    return await client.files_has(_entry(root)) or await client.pinned(root)
+    """Whether this daemon keeps the model already, and, if it should, announces it. Raises Unavailable."""
+    if await client.pinned(root):
+        return True
+    return not announced and await client.files_cid(_entry(root)) is not None
 
 
 async def unseed(client: KuboClient, plan: ModelPlan, nodes: Nodes, *, keep: Collection[Cid] = frozenset()) -> None:
@@ -105,21 +104,34 @@ async def unseed(client: KuboClient, plan: ModelPlan, nodes: Nodes, *, keep: Col
     await client.block_rm([cid for cid in blocks if cid.canonical not in kept])
 
 
+async def _drop_copies(client: KuboClient, plan: ModelPlan) -> list[Cid]:
+    """Remove the leaves that Kubo holds as bytes of its own; returns those that another pin keeps there.
+
+    References stay: another private model may rest on them.
+    """
+    leaves = _leaf_cids(plan)
+    references = await client.references(leaves)
+    return await client.block_rm([cid for cid in leaves if cid.canonical not in references])
+
+
 async def _reference(
     client: KuboClient, plan: ModelPlan, nodes: Mapping[Cid, bytes], blob_paths: Mapping[Cid, Path]
 ) -> None:
     copies = _copies(plan)
     files = {file.cid.canonical: file for file in plan.files if file.cid.inline is None and file.leaves}
+    ways = {cid: imports(file, nodes) for cid, file in files.items() if cid not in copies}
+    if not all(ways.values()):
+        raise _NotPossible(_NO_RULE)
     certain = True
     for cid, file in files.items():
         path = blob_paths.get(cid) or blob_paths[file.cid]
         if cid in copies:
             await _put(client, await asyncio.to_thread(_wrapped, path, file.leaves))
         else:
-            certain &= await _add(client, file, path, nodes)
+            certain &= await _add(client, file, path, ways[cid])
     await _put(client, nodes.items())
     if not certain and not await client.complete(plan.root, timeout_s=_patience_s(plan)):
-        raise _NotPossible("not seeded: Kubo does not cut these files into the same blocks")
+        raise _NotPossible("Kubo does not cut these files into the same blocks")
 
 
 def _copies(plan: ModelPlan) -> set[Cid]:
@@ -128,32 +140,30 @@ def _copies(plan: ModelPlan) -> set[Cid]:
     wrapped = [file for file in plan.files if any(leaf.prefix or leaf.suffix for leaf in file.leaves)]
     if sum(file.size for file in wrapped) * _COPY_SHARE > plan.size_bytes:
         raise _NotPossible(
-            "not seeded: its leaves are dag-pb blocks (imported without raw leaves), "
-            "which Kubo cannot reference in place"
+            "its leaves are dag-pb blocks (imported without raw leaves), which Kubo cannot reference in place"
         )
     return {file.cid.canonical for file in wrapped}
 
 
-async def _add(client: KuboClient, file: FilePlan, path: Path, nodes: Mapping[Cid, bytes]) -> bool:
+async def _add(client: KuboClient, file: FilePlan, path: Path, ways: Sequence[Import]) -> bool:
     """Reference one file. True: the root came out. False: the leaves did, the tree above them is ours to put."""
-    ways = imports(file, nodes)
     for way in ways:
         try:
             built = await client.add_nocopy(path, way.options)
         except Unavailable as exc:
             if exc.code != "kubo_error":
                 raise
-            raise _NotPossible(f"not seeded: {_hint(str(exc.detail['kubo']))}") from exc
+            raise _NotPossible(_hint(str(exc.detail["kubo"]))) from exc
         if built.canonical == file.cid.canonical:
             return True
         log.debug("kubo.seed file=%s built=%s options=%s", file.cid, built, way.options)
     if not any(way.fixed for way in ways):
-        raise _NotPossible("not seeded: its chunks follow no rule that Kubo's chunkers know")
+        raise _NotPossible(_NO_RULE)
     return False
 
 
 def _hint(message: str) -> str:
-    if "not enabled" in message or "disabled" in message:
+    if "must be enabled" in message:
         return "this Kubo daemon has its filestore off (`ipfs config --json Experimental.FilestoreEnabled true`)"
     if "outside" in message:
         return (
@@ -190,13 +200,6 @@ async def _put(client: KuboClient, blocks: Iterable[tuple[Cid, bytes]]) -> None:
                 group.create_task(one(cid, block), name=f"put {cid}")
     except ExceptionGroup as several:
         raise several.exceptions[0] from several
-
-
-async def _forget(client: KuboClient, nodes: Mapping[Cid, bytes]) -> None:
-    try:
-        await client.block_rm(nodes)
-    except Unavailable as exc:
-        log.warning("kubo.forget failed: %s", exc)
 
 
 def _wrapped(path: Path, leaves: Iterable[Leaf]) -> list[tuple[Cid, bytes]]:

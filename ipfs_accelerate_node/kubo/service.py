@@ -101,6 +101,16 @@ class KuboService:
         await self.wait_for("ready", timeout_s=timeout_s)
         return self.client
 
+    async def next_ready(self, previous: KuboClient | None) -> KuboClient:
+        """The client of a daemon that is ready and is another one (or another run of it) than the previous client's.
+
+        Waits as long as that takes: for ever where Kubo is off.
+        """
+        while self.state != "ready" or self._client is None or self._client is previous:
+            self._changed.clear()
+            await self._changed.wait()
+        return self._client
+
     async def wait_for(self, state: State, *, timeout_s: float) -> None:
         """Until it stands so, or will never change again. Raises Unavailable at the timeout."""
         try:
@@ -110,13 +120,6 @@ class KuboService:
                     await self._changed.wait()
         except TimeoutError as exc:
             raise self._unavailable() from exc
-
-    async def next_ready(self, known: KuboClient | None) -> KuboClient:
-        """The client of a daemon that is ready and another than ``known``; waits as long as it takes."""
-        while self.state != "ready" or self._client is None or self._client is known:
-            self._changed.clear()
-            await self._changed.wait()
-        return self._client
 
     async def __aenter__(self) -> Self:
         if self.mode != "off":
