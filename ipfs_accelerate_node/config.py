@@ -40,7 +40,6 @@ class Config:
     quota_bytes: int | None = None  # None: what the disk has, less a reserve
     announce_pins: bool = True  # what was pinned by CID is announced
     publish: bool = False  # standing consent to publish benchmark records
-    allow_mock: bool = False  # an hf: reference that cannot be had may become a marked mock
     hf_upstream: str = "https://huggingface.co"  # origin of the Hub; https, or a loopback address
     hf_token: str | None = field(default=None, repr=False)  # sent to hf_upstream only
     hf_offline: bool = False  # never ask the Hub

@@ -19,11 +19,18 @@ from types import TracebackType
 from typing import Literal, Self
 
 from ipfs_accelerate_node import __version__
-from ipfs_accelerate_node.benchmarks import BenchResult, bench
+from ipfs_accelerate_node.benchmarks import BenchResult, bench, publish_kept
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.reference import HubRef, MockRef, Reference, RootRef, parse_reference
+from ipfs_accelerate_node.content.reference import (
+    HubRef,
+    MockRef,
+    Reference,
+    RootRef,
+    check_model_name,
+    parse_reference,
+)
 from ipfs_accelerate_node.errors import InvalidConfig, Loading, ModelUnsupported, NodeError, NotFound
 from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, receipt
@@ -202,6 +209,8 @@ class Node:
     async def add(self, path: Path, *, name: str | None = None, announce: bool = False, move: bool = False) -> Receipt:
         """Takes a directory of this host into the store, pins and seeds it; announced only on request."""
         began = time.perf_counter()
+        if name is not None:
+            check_model_name(name)
         provenance = Provenance(kind="local", reference=path.name, at=_now(), profile=PROFILE_NAME)
         ingested = await asyncio.to_thread(
             ingest,
@@ -360,6 +369,11 @@ class Node:
             cache=self.config.cache,
             client=client,
         )
+
+    async def publish_record(self, envelope: str) -> BenchResult:
+        """Publishes a record that `bench` kept, byte for byte what was shown. Raises NotFound, Unavailable."""
+        cid = Cid.parse(envelope)
+        return await publish_kept(cid, cache=self.config.cache, client=await self.kubo.wait_ready(KUBO_PATIENCE_S))
 
     async def accelerators(self) -> list[Accelerator]:
         return await self.registry.accelerators()

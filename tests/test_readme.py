@@ -6,7 +6,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from ipfs_accelerate_node.cli import cli
+from ipfs_accelerate_node.cli import COMMANDS
 from ipfs_accelerate_node.config import Config
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -21,7 +21,7 @@ def table(mark: str) -> list[str]:
 
 def test_every_command_is_listed_and_no_other() -> None:
     listed = {word.split()[0] for cell in table("commands") for word in re.findall(r"`([a-z]+)", cell)}
-    assert listed == set(cli.commands)
+    assert listed == set(COMMANDS)
 
 
 def test_settings_of_the_readme_exist() -> None:

@@ -17,7 +17,7 @@ from ipfs_accelerate_node.benchmarks import RecordShelf
 from ipfs_accelerate_node.benchmarks.record import json_value
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.reference import RootRef, parse_reference
-from ipfs_accelerate_node.errors import NotFound
+from ipfs_accelerate_node.errors import BadRequest, NotFound
 from ipfs_accelerate_node.node import Node
 
 
@@ -51,6 +51,10 @@ async def accelerators(request: web.Request) -> web.Response:
 
 async def run_bench(request: web.Request) -> web.Response:
     body = await read_json(request, BenchRequest)
+    if body.record is not None and body.ref is None and body.publish:
+        return json_reply(await node(request).publish_record(body.record))
+    if body.ref is None or body.record is not None:
+        raise BadRequest("either a ref to measure, or a kept record's envelope CID and publish", param="ref")
     return json_reply(await node(request).bench(body.ref, publish=body.publish))
 
 

@@ -46,7 +46,10 @@ class LoadRequest(msgspec.Struct, frozen=True):
 
 
 class BenchRequest(msgspec.Struct, frozen=True):
-    ref: RefText
+    """ref: measure this model. record: publish the kept record of that envelope CID instead."""
+
+    ref: RefText | None = None
+    record: RefText | None = None
     publish: bool = False
 
 

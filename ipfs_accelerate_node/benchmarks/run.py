@@ -12,10 +12,11 @@ from ipfs_accelerate_node.benchmarks.publish import publish
 from ipfs_accelerate_node.benchmarks.record import benchmark_record, json_value
 from ipfs_accelerate_node.benchmarks.shelf import RecordShelf
 from ipfs_accelerate_node.benchmarks.workload import EMBEDDING, Embed, Measured, Workload, measure, refuse_mock
+from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import NodeError
 from ipfs_accelerate_node.inference.model import LoadedModel
 from ipfs_accelerate_node.kubo import KuboClient
-from ipfs_accelerate_node.records.envelope import BENCH_PREFIX, Sealed, seal
+from ipfs_accelerate_node.records.envelope import BENCH_PREFIX, Sealed, open_envelope, seal
 from ipfs_accelerate_node.records.key import NodeKey
 from ipfs_accelerate_node.store.types import StoredModel
 
@@ -64,6 +65,21 @@ async def bench(
         record_cid=str(sealed.record_cid),
         envelope_cid=str(sealed.envelope_cid),
         signer=key.peer_id,
+        published=published,
+        note=note,
+    )
+
+
+async def publish_kept(envelope: Cid, *, cache: Path, client: KuboClient) -> BenchResult:
+    """Publishes a record that an earlier `bench` kept, byte for byte. Raises NotFound, BadContent, StorageError."""
+    sealed = await asyncio.to_thread(RecordShelf(cache).sealed, envelope)
+    opened = open_envelope(sealed.envelope_bytes, sealed.record_bytes, BENCH_PREFIX)
+    published, note = await _publish(client, sealed)
+    return BenchResult(
+        record={name: json_value(value) for name, value in opened.record.items()},
+        record_cid=str(sealed.record_cid),
+        envelope_cid=str(sealed.envelope_cid),
+        signer=opened.signer,
         published=published,
         note=note,
     )

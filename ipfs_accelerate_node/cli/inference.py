@@ -122,12 +122,13 @@ def _embeddings(daemon: Daemon, body: dict[str, Any]) -> tuple[Any, Mapping[str,
 def bench(ref: str, publish: bool, yes: bool, daemon: Daemon, as_json: bool) -> None:
     """Measure a model once, as a signed record.
 
-    Before publishing, a terminal is shown a record of this machine and asked; without a terminal, --publish is the
-    consent.
+    Before publishing, a terminal is shown the record and asked; without a terminal, --publish is the consent.
     """
-    if publish and not yes and sys.stdin.isatty() and sys.stderr.isatty() and not _standing_consent():
-        _ask(daemon, ref)
-    done = daemon.call("POST", "/api/benchmarks", {"ref": ref, "publish": publish})
+    ask = publish and not yes and sys.stdin.isatty() and sys.stderr.isatty() and not _standing_consent()
+    done = daemon.call("POST", "/api/benchmarks", {"ref": ref, "publish": publish and not ask})
+    if ask:
+        _ask(done)
+        done = daemon.call("POST", "/api/benchmarks", {"record": done["envelope_cid"], "publish": True})
     if as_json:
         print_json(done)
     else:
@@ -155,14 +156,11 @@ def _standing_consent() -> bool:
     return load_config({}, os.environ, None).publish
 
 
-def _ask(daemon: Daemon, ref: str) -> None:
-    """Returns if the person agrees; else the command ends here."""
-
-    note("measuring once, unpublished, to show what would be public …")
-    trial = daemon.call("POST", "/api/benchmarks", {"ref": ref, "publish": False})
-    for line in json.dumps(trial.get("record", trial), indent=2).splitlines():
+def _ask(done: dict[str, Any]) -> None:
+    """Shows the very record that would be public. Returns if the person agrees; else the command ends here."""
+    for line in json.dumps(done["record"], indent=2).splitlines():
         note(line)
-    note("This, measured again, and this node's public key go to IPFS: for everybody, and never to be taken back.")
+    note("This and this node's public key go to IPFS: for everybody, and never to be taken back.")
     if not click.confirm("Publish?", default=False, err=True):
         note("not published")
         click.get_current_context().exit(EXIT_FAILURE)

@@ -46,7 +46,6 @@ _SWITCHES = {
     "share": "Let anybody read public content when not on loopback (off).",
     "paranoid": "Hash every leaf again before it leaves (off).",
     "publish": "Standing consent to publish benchmark records (off).",
-    "allow_mock": "Let an hf: reference that cannot be had become a marked mock (off).",
     "hf_offline": "Never ask the Hub (off).",
     "kubo_loopback": "Keep the managed Kubo on loopback, for tests (off).",
 }

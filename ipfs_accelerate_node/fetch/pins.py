@@ -10,7 +10,14 @@ from contextlib import AsyncExitStack
 
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.reference import HubRef, MockRef, Reference, RootRef, parse_reference
+from ipfs_accelerate_node.content.reference import (
+    HubRef,
+    MockRef,
+    Reference,
+    RootRef,
+    check_model_name,
+    parse_reference,
+)
 from ipfs_accelerate_node.errors import BadRequest, NodeError, NotFound, Unavailable, problem
 from ipfs_accelerate_node.fetch.engine import Fetcher
 from ipfs_accelerate_node.fetch.hub import fetch_hub
@@ -54,6 +61,8 @@ class Pins:
     ) -> PinJob:
         """Starts fetching. stored: finds what is here already. source: use only this one (a URL, or "kubo")."""
         reference = parse_reference(ref)
+        if name is not None:
+            check_model_name(name)
         if isinstance(reference, MockRef):
             raise BadRequest("a mock has no bytes to pin", code="mock_not_pinnable")
         root = str(reference.cid.canonical) if isinstance(reference, RootRef) and not reference.path else None
@@ -145,7 +154,11 @@ class Pins:
                     return await self._fetcher.fetch(root, sources, name=job.name, reference=job.ref, progress=progress)
             case HubRef(repo=repo, revision=revision):
                 async with HubSource(
-                    endpoint=config.hf_upstream, token=config.hf_token, offline=config.hf_offline
+                    endpoint=config.hf_upstream,
+                    token=config.hf_token,
+                    offline=config.hf_offline,
+                    stall_timeout_s=config.stall_timeout_s,
+                    first_byte_timeout_s=config.first_byte_timeout_s,
                 ) as hub:
                     return await fetch_hub(self._store, hub, repo, revision, name=job.name, progress=progress)
             case _:
