@@ -22,7 +22,7 @@ from ipfs_accelerate_node.api.daemon_file import read_daemon_file, running_daemo
 from ipfs_accelerate_node.api.keys import KeyRing
 from ipfs_accelerate_node.api.server import check_bind, serve
 from ipfs_accelerate_node.config import Config
-from ipfs_accelerate_node.errors import AlreadyRunning, Conflict, InvalidConfig, exit_code
+from ipfs_accelerate_node.errors import AlreadyRunning, Conflict, InvalidConfig, StorageError, exit_code
 
 PROGRAM = """
 import asyncio, logging, sys
@@ -216,6 +216,12 @@ async def test_addresses_that_are_none(tmp_path: Path) -> None:
     for host, port in (("no-such-host.invalid", 0), ("192.0.2.1", 0), ("127.0.0.1", 70000), ("127.0.0.1", -1)):
         with pytest.raises(InvalidConfig):
             await serve(Config(cache=tmp_path, host=host, port=port, kubo="off"))
+
+
+async def test_a_failure_under_way_is_told_as_itself(tmp_path: Path) -> None:
+    (tmp_path / "daemon.json").mkdir()
+    with pytest.raises(StorageError, match=r"daemon\.json"):
+        await serve(Config(cache=tmp_path, port=0, kubo="off"))
 
 
 def test_the_note_of_a_daemon_that_is_gone(tmp_path: Path) -> None:

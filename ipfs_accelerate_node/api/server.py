@@ -21,7 +21,7 @@ from ipfs_accelerate_node.api.pipeline import TRAFFIC
 from ipfs_accelerate_node.api.traffic import Traffic
 from ipfs_accelerate_node.api.uploads import clear_uploads
 from ipfs_accelerate_node.config import Config
-from ipfs_accelerate_node.errors import InvalidConfig
+from ipfs_accelerate_node.errors import InvalidConfig, NodeError
 from ipfs_accelerate_node.node import Node
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,13 @@ async def serve(config: Config, *, on_ready: Callable[[str], None] | None = None
     """
     keys = await asyncio.to_thread(KeyRing.open, config.cache / KEYS_FILE)
     check_bind(config, keys)
+    try:
+        await _serve(config, keys, on_ready, drain_s)
+    except ExceptionGroup as group:  # of the node's task groups, around what went wrong inside them
+        raise _sole(group) from group
+
+
+async def _serve(config: Config, keys: KeyRing, on_ready: Callable[[str], None] | None, drain_s: float) -> None:
     with closing(take_port(config)) as sock, _stop_signals() as stop:
         async with Node(config) as node:
             await asyncio.to_thread(clear_uploads, config.cache)
@@ -54,6 +61,14 @@ async def serve(config: Config, *, on_ready: Callable[[str], None] | None = None
                 finally:
                     remove_daemon_file(config.cache)
     log.info("serve.stop url=%s", url)
+
+
+def _sole(group: ExceptionGroup[Exception]) -> Exception:
+    """The one failure that a person is to be told, else the group."""
+    error: Exception = group
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, NodeError) else group
 
 
 def check_bind(config: Config, keys: KeyRing) -> None:
