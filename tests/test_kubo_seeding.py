@@ -377,12 +377,23 @@ async def test_an_external_daemon_that_does_not_allow_references(kubo_factory: K
         await client.aclose()
 
 
-async def test_announcing_without_peers_says_so(cache: Path, managed: ManagedFactory) -> None:
+async def test_what_could_not_be_announced_is_when_peers_come_and_the_rest_stays_private(
+    cache: Path, managed: ManagedFactory, kubo_hub: KuboDaemon
+) -> None:
+    public, private = stored(cache, content({"f": 10}, salt=14)), stored(cache, content(SIZES, salt=21))
     async with managed() as service:
         client = await service.wait_ready(20)
-        seeded = await stored(cache, content({"f": 10}, salt=14)).seed(client, announce=True)
+        seeded = await public.seed(client, announce=True)
+        await private.seed(client)
     assert (seeded.seeded, seeded.announced) == (True, False)
     assert "no connected peers" in str(seeded.note)
+    async with managed(features=["tunnel"]) as service:
+        client = await service.wait_ready(20)
+        await client.connect(kubo_hub.addr)
+        while not found_by(kubo_hub, public.root):  # the test's timeout ends this
+            pass
+        for cid in [*(f.cid for f in private.plan.files), *(cid for cid, _ in private.nodes)]:
+            assert found_by(kubo_hub, cid) == []
 
 
 async def test_a_daemon_that_goes_away_is_a_note(cache: Path, managed: ManagedFactory) -> None:

@@ -152,7 +152,7 @@ class KuboClient:
         return await _unless(self._one(calls.BLOCK_STAT, query, timeout_s=timeout_s), "not", "find") is not None
 
     async def add_nocopy(self, path: Path, parameters: Parameters) -> Cid:
-        """Reference the blocks of an immutable file, unpinned and unannounced; the root that Kubo built.
+        """Reference the blocks of an immutable file, unpinned; the root that Kubo built.
 
         parameters: import options (chunker, hash, …) as the RPC spells them. The file is read once by us and sent. It
         must lie below the parent folder of the daemon's repo and never change. Raises StorageError when it cannot be
@@ -162,7 +162,7 @@ class KuboClient:
             size = (await asyncio.to_thread(path.stat)).st_size
         except OSError as exc:
             raise StorageError(f"cannot read {path.name}: {exc.strerror}") from exc
-        query = [("nocopy", "true"), ("pin", "false"), ("fast-provide-root", "false"), ("progress", "false")]
+        query = [("nocopy", "true"), ("pin", "false"), ("progress", "false")]
         answer = await self._one(
             calls.ADD,
             [*query, *parameters],
@@ -264,8 +264,14 @@ class KuboClient:
         return list(found)[:limit]
 
     async def provide(self, cid: Cid, *, timeout_s: float = 60.0) -> None:
-        """Announce it now and wait until that is done; the daemon must have the block."""
-        await self._one(calls.PROVIDE, [("arg", str(cid))], timeout_s=timeout_s, empty=True)
+        """Announce it now; the daemon must have the block. Waits until that is done (a Kubo newer than 0.43, which may
+        lack the deprecated call that waits: until it is queued)."""
+        try:
+            await self._one(calls.PROVIDE, [("arg", str(cid))], timeout_s=timeout_s, empty=True)
+        except Unavailable as exc:
+            if exc.code != "kubo_unsupported":
+                raise
+            await self._one(calls.PROVIDE_ONCE, [("arg", str(cid))], timeout_s=timeout_s, empty=True)
 
     # --- records and names
 

@@ -105,6 +105,8 @@ def bad_status(call: Call, status: int) -> Unavailable:
             code="kubo_forbidden",
             call=call.path,
         )
+    if status == 404:
+        return Unavailable(f"this Kubo has no {call.path}", code="kubo_unsupported", call=call.path)
     return Unavailable(
         f"what answers at the Kubo address said {status} to {call.path}",
         code="kubo_unavailable",
