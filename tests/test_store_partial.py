@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_ranges_are_a_set_of_bytes(steps: list[tuple[bool, int, int]]) -> None:
             expected -= set(range(start, start + length))
     listed = list(ranges)
     assert {byte for start, end in listed for byte in range(start, end)} == expected
-    assert all(a[1] < b[0] for a, b in zip(listed, listed[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in pairwise(listed))
     assert ranges.total() == len(expected)
     for start in range(0, 52, 5):
         assert ranges.covers(start, start + 4) == (set(range(start, start + 4)) <= expected)

@@ -56,14 +56,35 @@ def extend(path: Path) -> None:
         file.write(b"\0")
 
 
-DAMAGE: dict[str, Callable[[Path], object]] = {
-    "zero-length": lambda path: (path.chmod(0o600), os.truncate(path, 0)),
+def empty(path: Path) -> None:
+    path.chmod(0o600)
+    os.truncate(path, 0)
+
+
+def delete_everywhere(path: Path) -> None:
+    path.unlink()
+    shutil.rmtree(path.parent.parent / "models" / str(MODEL.root))
+
+
+def exchange(path: Path) -> None:
+    """The blob is another one, under the wrong name."""
+    path.unlink()
+    os.link(next(path.parent.iterdir()), path)
+
+
+def symlink(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "zero-length": empty,
     "truncated": truncate,
     "bit-flipped": lambda path: flip(path, 2 * CHUNK + 1),
     "extended": extend,
-    "deleted everywhere": lambda path: (path.unlink(), shutil.rmtree(path.parent.parent / "models" / str(MODEL.root))),
-    "wrong name": lambda path: (path.unlink(), os.link(sorted(path.parent.iterdir())[0], path)),
-    "symlink": lambda path: (path.unlink(), path.symlink_to("/etc/passwd")),
+    "deleted everywhere": delete_everywhere,
+    "wrong name": exchange,
+    "symlink": symlink,
 }
 
 

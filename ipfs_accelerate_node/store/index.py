@@ -116,9 +116,17 @@ class Index:
                 self._stored = None
                 raise
             self._depth -= 1
-            if self._depth == 0:
-                self.run("COMMIT")
             self._stored = None
+            if self._depth == 0:
+                self._commit()
+
+    def _commit(self) -> None:
+        try:
+            self.run("COMMIT")
+        except StorageError:
+            if self._db.in_transaction:  # a full disk leaves it open
+                self._db.rollback()
+            raise
 
     def run(self, sql: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
         with self.lock, _typed(self.path):
@@ -271,5 +279,7 @@ def _file_row(row: tuple[Any, ...]) -> FileRow:
 def _typed(path: Path) -> Iterator[None]:
     try:
         yield
+    except sqlite3.OperationalError as exc:
+        raise StorageError(f"index {path}: {exc}") from exc
     except sqlite3.Error as exc:
         raise StorageError(f"index {path}: {exc}; a restart rebuilds it") from exc

@@ -213,7 +213,7 @@ class _Intake:
             write_back: list[Future[None]] = []
 
             def sink(part: memoryview, offset: int) -> None:
-                disk.write_all(target, part, offset)
+                self._write(target, part, offset)
                 if (offset + len(part)) % _SYNC_BYTES == 0:
                     for earlier in write_back:
                         earlier.result()
@@ -227,6 +227,15 @@ class _Intake:
         _check_unchanged(before, os.fstat(source))
         self._counter.add(before.st_size)
         return hashed
+
+    def _write(self, target: int, part: memoryview, offset: int) -> None:
+        try:
+            self._store.failpoints.hit("ingest.leaf")
+            disk.write_all(target, part, offset)
+        except OSError as exc:
+            if not disk.is_full(exc) or not self._store.relieve(len(part)):
+                raise
+            disk.write_all(target, part, offset)
 
     def _link(self, fd: int, folder: int, source_name: str, name: str, path: str) -> bool:
         """Gives a source file a name in ``partial/``, read-only from here on. False where it has to be copied: another

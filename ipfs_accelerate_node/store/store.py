@@ -211,6 +211,11 @@ class Store:
         """What may be written without evicting anything."""
         return max(0, self._ledger.room_bytes())
 
+    def relieve(self, size_bytes: int) -> bool:
+        """The disk is full in spite of a reservation: evicts once more. False if nothing could go."""
+        with self._lock:
+            return self._ledger.evict(size_bytes) > 0
+
     def reserve(self, size_bytes: int) -> Reservation:
         """Room for what is about to be written; evicts unpinned models if need be. Raises QuotaExceeded."""
         return self._ledger.reserve(size_bytes)
@@ -225,7 +230,10 @@ class Store:
         return self._partials.open(cid, size, reservation)
 
     def keep_node(self, cid: Cid, block: bytes) -> None:
-        """A node block of a model that is not complete yet; survives a restart. Raises IntegrityError, QuotaExceeded."""
+        """A node block of a model that is not complete yet; survives a restart.
+
+        Raises IntegrityError, QuotaExceeded.
+        """
         cid.check(block, "a node block")
         with self._lock:
             if self._index.node(cid) is None:

@@ -6,11 +6,11 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ipfs_accelerate_node.content.build import Entry, Profile, directory_dag, file_dag, tree_dag
+from ipfs_accelerate_node.content.build import Profile, directory_dag, file_dag, tree_dag
 from ipfs_accelerate_node.content.cid import DAG_PB, Cid
 from ipfs_accelerate_node.content.dagpb import varint
 from ipfs_accelerate_node.content.plan import Leaf, ModelPlan
-from ipfs_accelerate_node.content.unixfs import file_node
+from ipfs_accelerate_node.content.unixfs import Entry, file_node
 from ipfs_accelerate_node.content.walk import DagWalk
 from ipfs_accelerate_node.store import Provenance, Reservation, Store, StoredModel
 
@@ -108,6 +108,4 @@ def bring(
     """The whole way of a fetch."""
     with store.reserve(model.plan.size_bytes) as reservation:
         bring_files(store, model, reservation)
-        return store.commit(
-            model.plan, model.nodes, name=name, pinned=pinned, public=public, provenance=FROM_CID
-        )
+        return store.commit(model.plan, model.nodes, name=name, pinned=pinned, public=public, provenance=FROM_CID)
