@@ -271,9 +271,30 @@ async def test_an_answer_that_breaks_off_or_never_ends() -> None:
         with pytest.raises(Unavailable) as endless:
             await client.provide(Cid.of(b""), timeout_s=0.2)
         assert endless.value.code == "kubo_timeout"
-        with pytest.raises(Unavailable) as silent:
-            await client.probe(timeout_s=0.2)
-        assert silent.value.code == "kubo_timeout"
+        for silent in (client.probe(timeout_s=0.2), client.id(timeout_s=0.2)):
+            with pytest.raises(Unavailable) as late:
+                await silent
+            assert late.value.code == "kubo_timeout"
+        await client.aclose()
+
+
+async def test_a_sign_of_life_does_not_wait_for_long_calls() -> None:
+    pinning = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path.endswith("/version"):
+            return web.json_response({"Version": "0.43.1"})
+        pinning.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with serving(answer) as url:
+        client = plain(url)
+        pins = [asyncio.create_task(client.pin_add(Cid.of(b"x"), timeout_s=2)) for _ in range(9)]
+        await pinning.wait()
+        assert await client.probe(timeout_s=1) == "0.43.1"
+        outcomes = await asyncio.gather(*pins, return_exceptions=True)
+        assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
         await client.aclose()
 
 

@@ -77,11 +77,11 @@ class KuboClient:
     # --- the daemon itself
 
     async def probe(self, *, timeout_s: float) -> str:
-        """Its version: the cheapest sign of life."""
-        answer = await self._control.call(
-            calls.VERSION, lambda api: api.version(timeout=timeout_s), timeout_s=timeout_s
-        )
-        return str(answer["Version"])
+        """Its version: the cheapest sign of life, and no thread has to be free for it."""
+        version = (await self._one(calls.VERSION, (), timeout_s=timeout_s)).get("Version")
+        if not isinstance(version, str):
+            raise Unavailable(f"what answers at {self.url} is not Kubo", code="kubo_unavailable")
+        return version
 
     async def id(self, *, timeout_s: float = _CONTROL_TIMEOUT_S) -> dict[str, Any]:
         """ID, PublicKey, Addresses, AgentVersion, Protocols."""

@@ -142,28 +142,35 @@ class KuboService:
         """Have a daemon, watch it until it is lost, again. Ends only when that can never work."""
         if self.mode == "managed" and not await self._binary_usable():
             return
-        retry_s = self._pace.first_retry_s
+        retry_s, said = self._pace.first_retry_s, ""
         while True:
             try:
                 async with self._daemon() as (place, child):
                     client = await KuboClient.open(place, managed=child is not None)
-                    retry_s = self._pace.first_retry_s
-                    try:
-                        self._ready(client)
-                        await self._watch(client, child)
-                    finally:
-                        self._client = None
-                        self._set("down", self.reason or "restarting")
-                        await client.aclose()
+                    retry_s, said = self._pace.first_retry_s, ""
+                    await self._serve(client, child)
             except InvalidConfig as exc:
                 self._set("down", str(exc))
                 return
             except NodeError as exc:
-                if self.reason != str(exc):
-                    log.warning("kubo.down reason=%s retry_s=%.1f", exc, retry_s)
+                if said != str(exc):
+                    said = str(exc)
+                    log.warning("kubo.down retry_s=%.1f reason=%s", retry_s, said)
                 self._set("down", str(exc))
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, self._pace.last_retry_s)
+
+    async def _serve(self, client: KuboClient, child: Running | None) -> None:
+        """Let others use the client until its daemon is lost, which is raised as Unavailable."""
+        try:
+            self._ready(client)
+            await self._watch(client, child)
+        except Unavailable as exc:
+            self._set("down", str(exc))
+            raise
+        finally:
+            self._client = None
+            await client.aclose()
 
     async def _binary_usable(self) -> bool:
         if self._child is None:
