@@ -12,14 +12,14 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 from ipfs_accelerate_node import __version__
-from ipfs_accelerate_node.benchmarks import BenchResult, bench, publish_kept
+from ipfs_accelerate_node.benchmarks import BenchResult, bench, publish_kept, refuse_mock
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
@@ -31,13 +31,14 @@ from ipfs_accelerate_node.content.reference import (
     check_model_name,
     parse_reference,
 )
-from ipfs_accelerate_node.errors import InvalidConfig, Loading, ModelUnsupported, NodeError, NotFound
+from ipfs_accelerate_node.errors import Loading, ModelUnsupported, NodeError, NotFound
+from ipfs_accelerate_node.fetch.hub import drop_staged
 from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, receipt
 from ipfs_accelerate_node.fetch.seeder import Seeder
 from ipfs_accelerate_node.inference.model import Accelerator, Embeddings, LoadedModel, ModelSpec
 from ipfs_accelerate_node.inference.registry import Registry
-from ipfs_accelerate_node.kubo import Feature, KuboService, find_binary
+from ipfs_accelerate_node.kubo.choice import service_for
 from ipfs_accelerate_node.records.key import NodeKey
 from ipfs_accelerate_node.store import GcReport, Provenance, Store, StoredModel, VerifyReport
 from ipfs_accelerate_node.store.ingest import ingest
@@ -93,7 +94,7 @@ class Node:
             self.store = await asyncio.to_thread(Store.open, self.config.cache, quota_bytes=self.config.quota_bytes)
             stack.callback(self.store.close)
             self.key = await asyncio.to_thread(NodeKey.load_or_create, self.config.cache / "node.key")
-            self.kubo = await stack.enter_async_context(self._kubo_service())
+            self.kubo = await stack.enter_async_context(service_for(self.config, self.key.seed))
             self.registry = await stack.enter_async_context(
                 Registry(load_timeout_s=self.config.load_timeout_s, threads=self.config.threads)
             )
@@ -115,34 +116,6 @@ class Node:
             task.cancel()
         await self._exit.__aexit__(kind, error, trace)
         log.info("node.stop cache=%s", self.config.cache)
-
-    def _kubo_service(self) -> KuboService:
-        config = self.config
-        binary = find_binary(config.kubo_binary) if config.kubo in ("auto", "managed") else None
-        mode: Literal["managed", "external", "off"]
-        if config.kubo == "off":
-            mode = "off"
-        elif config.kubo == "managed":
-            mode = "managed"
-            if binary is None:
-                raise InvalidConfig("--kubo managed needs an `ipfs` binary: install Kubo, or run scripts/install-kubo")
-        elif config.kubo != "auto" or config.ipfs_path is not None:
-            mode = "external"
-        else:
-            mode = "managed" if binary else "off"
-        return KuboService(
-            mode=mode,
-            cache=config.cache,
-            binary=binary,
-            url=config.kubo if config.kubo not in ("auto", "managed", "off") else None,
-            ipfs_path=config.ipfs_path if config.kubo == "auto" else None,
-            features={Feature.PUBLISH},
-            auth=config.kubo_auth,
-            key_seed=self.key.seed,
-            swarm_key=config.swarm_key,
-            bootstrap=config.bootstrap,
-            loopback=config.kubo_loopback,
-        )
 
     # -- what is here
 
@@ -266,8 +239,10 @@ class Node:
         return await asyncio.to_thread(self.store.remove, model.root, force=force)
 
     async def gc(self) -> GcReport:
-        """Deletes everything that is neither pinned nor in use."""
-        return await asyncio.to_thread(self.store.gc)
+        """Deletes everything that is neither pinned nor in use, and what failed fetches left behind."""
+        staged_bytes = await asyncio.to_thread(drop_staged, self.store)
+        report = await asyncio.to_thread(self.store.gc)
+        return replace(report, freed_bytes=report.freed_bytes + staged_bytes)
 
     async def verify(self, ref: str | None = None) -> VerifyReport:
         """Reads every stored byte again; what does not match is quarantined and named."""
@@ -359,7 +334,8 @@ class Node:
     async def bench(self, ref: str, *, publish: bool) -> BenchResult:
         """One workload through the same path as a request; the record is signed, kept, and published on request."""
         loaded = await self.load(ref)
-        model = None if loaded.implementation == "MOCK" else await asyncio.to_thread(self.find, ref)
+        refuse_mock(loaded)
+        model = await asyncio.to_thread(self.find, ref)
         client = await self.kubo.wait_ready(KUBO_PATIENCE_S) if publish else None
         return await bench(
             loaded,

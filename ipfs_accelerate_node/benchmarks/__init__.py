@@ -7,6 +7,16 @@ Mocks are never measured.
 from ipfs_accelerate_node.benchmarks.publish import publish
 from ipfs_accelerate_node.benchmarks.run import BenchResult, bench, publish_kept
 from ipfs_accelerate_node.benchmarks.shelf import Listing, RecordShelf
-from ipfs_accelerate_node.benchmarks.workload import EMBEDDING, Workload
+from ipfs_accelerate_node.benchmarks.workload import EMBEDDING, Workload, refuse_mock
 
-__all__ = ["EMBEDDING", "BenchResult", "Listing", "RecordShelf", "Workload", "bench", "publish", "publish_kept"]
+__all__ = [
+    "EMBEDDING",
+    "BenchResult",
+    "Listing",
+    "RecordShelf",
+    "Workload",
+    "bench",
+    "publish",
+    "publish_kept",
+    "refuse_mock",
+]

@@ -136,6 +136,23 @@ def _staging(store: Store, snapshot: Snapshot) -> Iterator[Path]:
         os.close(handle)
 
 
+def drop_staged(store: Store) -> int:
+    """Deletes what failed fetches left and nobody resumes now; the bytes freed. Blocks."""
+    freed = 0
+    with storing("cannot clear the Hub's staging folders"):
+        for directory in [*(store.root / "hub").glob("*")]:
+            handle = open_directory(directory)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                freed += sum(path.lstat().st_blocks * 512 for path in directory.rglob("*") if not path.is_dir())
+                shutil.rmtree(directory)
+            except BlockingIOError:
+                continue  # under way
+            finally:
+                os.close(handle)
+    return freed
+
+
 async def _gather(
     store: Store,
     hub: HubSource,

@@ -38,7 +38,7 @@ class Seeder:
         """brought: Kubo fetched the blocks itself and still holds a second copy. Never raises for Kubo's faults: a
         model that is stored and not seeded is a success with a note."""
         if self._kubo.state == "off":
-            return Seeded(False, f"served over HTTP only: Kubo is {self._kubo.reason or 'switched off'}")
+            return Seeded(False, f"served over HTTP only: Kubo is {self._kubo.reason}")
         try:
             client = self._kubo.client
         except Unavailable as exc:
