@@ -1,188 +1,182 @@
 """Is this directory a model that may be loaded? Answered before a library or the device sees any of it.
 
-Runs inside the worker process: hostile files cost one process, not the daemon.
+Runs inside the worker process: hostile files cost one process, not the daemon. Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from math import prod
+from pathlib import Path
 
 from ipfs_accelerate_node.errors import ModelUnsupported
-from ipfs_accelerate_node.inference.architectures import EncoderConfig, MatchedTensors, match, read_encoder
-from ipfs_accelerate_node.inference.safetensors_check import TensorEntry, read_header, weights_of
-from ipfs_accelerate_node.inference.sentence import Dense, SentenceSettings, read_sentence_settings
-from ipfs_accelerate_node.inference.strict_json import JsonObject, read_object
+from ipfs_accelerate_node.inference.architectures import FLOAT_DTYPES, LAYOUTS
+from ipfs_accelerate_node.inference.families import EMBEDDING, TASKS, Family, ModelType, model_type_of
+from ipfs_accelerate_node.inference.families import tasks_of as tasks_of
+from ipfs_accelerate_node.inference.refusals import read_settings, refuse_code
+from ipfs_accelerate_node.inference.safetensors_check import TensorEntry, weights_of
+from ipfs_accelerate_node.inference.sentence import read_sentence_settings
+from ipfs_accelerate_node.inference.sentence_files import SentenceFiles, read_sentence_files
+from ipfs_accelerate_node.inference.sizes import check_sizes, read_labels
+from ipfs_accelerate_node.inference.strict_json import JsonObject
+from ipfs_accelerate_node.inference.text_limits import max_tokens_of
 
 MAX_TOKENIZER_BYTES = 64 << 20
-_MAX_FILES = 10_000
-
-# Training records that authors of sentence-transformers leave beside the weights; nothing refers to them.
-INERT_SCRIPTS = frozenset({"train_script.py"})
-_CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "custom_code"})
-_KERNEL_KEYS = frozenset({"_attn_implementation_internal", "_attn_implementation", "attn_implementation"})
-_KERNEL_SETTINGS = frozenset({"use_kernels", "kernel_config", "kernels"})
-_PATH_KEYS = frozenset({"vocab_file", "merges_file", "tokenizer_file", "spm_file", "sp_model", "tokenizer_model_file"})
+BYTES_OF_PRECISION: Mapping[str, int] = {"f32": 4, "bf16": 2, "f16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model that passed. encoder_directory: where config, weights and tokenizer lie. dense: settings and tensors of
-    the layers after pooling. max_tokens: the least of what author, tokenizer and positions allow. estimate_bytes: of
-    memory for the weights in f32."""
+    """A model that passed.
+
+    directory: the model. model_directory: where config, weights and tokenizer lie (the same, or below it). config: the
+    checked config.json. tasks: what it can do, the default first. tensors: every tensor by its name in the files.
+    numbers: of the weights. max_tokens: the longest text input, special tokens included; of a generator, prompt and
+    answer together; of speech, the answer; 0 without text. vocab_size: token ids are below it; 0 without text. labels:
+    in the order of the logits; empty without a classifier. tokenizer_config, preprocessor_config, generation_config:
+    the author's JSON, empty where there is none. sentence: how token vectors become one; None when the model gives no
+    such vectors (a CLIP-like model gives its own).
+    """
 
     directory: Path
-    encoder_directory: Path
-    encoder: EncoderConfig
-    settings: SentenceSettings
-    tensors: MatchedTensors
-    dense: tuple[tuple[Dense, Mapping[str, TensorEntry]], ...]
+    model_directory: Path
+    config: JsonObject
+    kind: ModelType
+    tasks: tuple[str, ...]
+    tensors: Mapping[str, TensorEntry]
+    numbers: int
     max_tokens: int
-    lower_case_vocab: bool
-    estimate_bytes: int
+    vocab_size: int
+    labels: tuple[str, ...]
+    tokenizer_config: JsonObject
+    preprocessor_config: JsonObject
+    generation_config: JsonObject
+    sentence: SentenceFiles | None
     notes: tuple[str, ...]
 
+    @property
+    def family(self) -> Family:
+        return self.kind.family
 
-def inspect(directory: Path, *, available_bytes: int) -> ModelFiles:
+    @property
+    def model_type(self) -> str:
+        """``model_type`` of config.json."""
+        return self.kind.name
+
+    @property
+    def tokenizer_json(self) -> Path | None:
+        """The tokenizers library's own file; None where there is none."""
+        return self._present("tokenizer.json")
+
+    @property
+    def vocab_txt(self) -> Path | None:
+        """BERT's word pieces, one a line; for models without tokenizer.json."""
+        return self._present("vocab.txt")
+
+    def _present(self, name: str) -> Path | None:
+        path = self.model_directory / name
+        return path if path.exists() else None
+
+    def estimate_bytes(self, precision: str) -> int:
+        """Memory that the weights take in ``f32``, ``bf16``, ``f16`` or ``int8``."""
+        return self.numbers * BYTES_OF_PRECISION[precision]
+
+    def check_task(self, task: str | None) -> str:
+        """The task, or the model's own when None. Raises ModelUnsupported(task_unsupported) naming what it can do."""
+        if task is None:
+            return self.tasks[0]
+        if task not in self.tasks:
+            known = "" if task in TASKS else f" ({task[:40]!r} is no task; those are {', '.join(TASKS)})"
+            raise ModelUnsupported(
+                f"this {self.model_type} model does {', '.join(self.tasks)}, not {task[:40]}{known}",
+                code="task_unsupported",
+            )
+        return task
+
+
+def inspect(directory: Path, *, available_bytes: int, precision: str = "f32", task: str | None = None) -> ModelFiles:
     """Check a model directory and say how to load it. Blocking; reads headers and JSON only.
 
-    available_bytes: memory that the weights may take. Raises ModelUnsupported with one of: bad_config, bad_weights,
-    format_refused, remote_code_refused, model_too_large, task_unsupported.
+    available_bytes: memory that the weights may take. task: one that the model must be able to do. Raises
+    ModelUnsupported with one of: bad_config, bad_weights, format_refused, remote_code_refused, model_too_large,
+    task_unsupported.
     """
-    _refuse_code(directory)
+    refuse_code(directory)
+    has_modules = os.path.lexists(directory / "modules.json")
     settings = read_sentence_settings(directory)
-    encoder_directory = directory / settings.transformer
-    config = _config(encoder_directory)
-    weights = weights_of(encoder_directory)
-    encoder = read_encoder(config)
-    dense = tuple((layer, _dense_tensors(directory, layer)) for layer in settings.dense)
-    numbers = encoder.parameters + sum(layer.into * layer.out for layer, _ in dense)
-    if numbers * 4 > available_bytes:
-        raise ModelUnsupported(
-            f"the model needs {numbers * 4:,} bytes in f32, {available_bytes:,} are available", code="model_too_large"
-        )
-    tensors = match(encoder, weights)
-    _check_widths(encoder, settings)
-    tokenizer_config = _tokenizer_config(encoder_directory)
-    return ModelFiles(
-        directory=directory,
-        encoder_directory=encoder_directory,
-        encoder=encoder,
-        settings=settings,
-        tensors=tensors,
-        dense=dense,
-        max_tokens=_max_tokens(encoder, settings, tokenizer_config),
-        lower_case_vocab=tokenizer_config.get("do_lower_case", True) is not False,
-        estimate_bytes=numbers * 4,
-        notes=_notes(settings, tensors),
-    )
-
-
-def _refuse_code(directory: Path) -> None:
-    seen = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            seen += 1
-            if seen > _MAX_FILES:
-                raise ModelUnsupported(f"over {_MAX_FILES:,} files", code="bad_config")
-            if name.lower().endswith((".py", ".pyc", ".so")) and name not in INERT_SCRIPTS:
-                shown = (PurePath(folder) / name).relative_to(directory)
-                raise ModelUnsupported(
-                    f"{shown}: the model comes with code of its own, which is never run", code="remote_code_refused"
-                )
-
-
-def _config(directory: Path) -> JsonObject:
-    if not (directory / "config.json").exists():
+    model_directory = directory / settings.transformer
+    if not os.path.lexists(model_directory / "config.json"):
         raise ModelUnsupported("no config.json: not a model directory", code="bad_config")
-    config = read_object(directory / "config.json")
-    _refuse_settings("config.json", config)
-    return config
-
-
-def _tokenizer_config(directory: Path) -> JsonObject:
-    path = directory / "tokenizer_config.json"
-    if not path.exists():
-        return {}
-    config = read_object(path)
-    _refuse_settings(path.name, config)
-    return config
-
-
-def _refuse_settings(file: str, config: JsonObject) -> None:
-    for key, value in _walk(config):
-        shown = f"{file}: {key} {str(value)[:80]!r}"
-        if key in _CODE_KEYS and value:
-            raise ModelUnsupported(
-                f"{shown} asks for the author's code, which is never run", code="remote_code_refused"
-            )
-        if (key in _KERNEL_KEYS and not _plain_word(value)) or (key in _KERNEL_SETTINGS and value):
-            raise ModelUnsupported(f"{shown} asks for code from elsewhere", code="remote_code_refused")
-        if key in _PATH_KEYS and value is not None and not _file_name(value):
-            raise ModelUnsupported(f"{shown} is not the name of a file in the model's directory", code="bad_config")
-
-
-def _walk(value: object) -> Iterator[tuple[str, object]]:
-    """Every key with its value, at any depth."""
-    pending = [value]
-    while pending:
-        inner = pending.pop()
-        if isinstance(inner, dict):
-            yield from inner.items()
-            pending.extend(inner.values())
-        elif isinstance(inner, list):
-            pending.extend(inner)
-
-
-def _plain_word(value: object) -> bool:
-    return value is None or (isinstance(value, str) and value.replace("_", "").isalnum())
-
-
-def _file_name(value: object) -> bool:
-    return isinstance(value, str) and value not in ("", ".", "..") and not any(c in value for c in "/\\\0")
-
-
-def _dense_tensors(directory: Path, layer: Dense) -> Mapping[str, TensorEntry]:
-    file = directory / layer.directory / "model.safetensors"
-    if not file.exists():
-        raise ModelUnsupported(
-            f"{layer.directory}: no model.safetensors; pickled layers are not loaded", code="format_refused"
-        )
-    expected: dict[str, tuple[int, ...]] = {"linear.weight": (layer.out, layer.into)}
-    if layer.bias:
-        expected["linear.bias"] = (layer.out,)
-    tensors = read_header(file)
-    if {name: entry.shape for name, entry in tensors.items()} != expected:
-        raise ModelUnsupported(f"{layer.directory}: tensors differ from its config.json", code="bad_weights")
-    return tensors
-
-
-def _check_widths(encoder: EncoderConfig, settings: SentenceSettings) -> None:
-    width = encoder.width * len(settings.pooling)
-    for layer in settings.dense:
-        if layer.into != width:
-            raise ModelUnsupported(f"{layer.directory}: takes vectors of {layer.into}, gets {width}", code="bad_config")
-        width = layer.out
-
-
-def _max_tokens(encoder: EncoderConfig, settings: SentenceSettings, tokenizer_config: JsonObject) -> int:
-    limits = [encoder.max_tokens]
-    if settings.max_tokens is not None:
-        limits.append(settings.max_tokens)
-    else:
-        declared = tokenizer_config.get("model_max_length")  # transformers writes 10**30 for "none"
-        if isinstance(declared, int | float) and not isinstance(declared, bool) and declared >= 1:
-            limits.append(int(declared))
-    return min(limits)
-
-
-def _notes(settings: SentenceSettings, tensors: MatchedTensors) -> tuple[str, ...]:
+    config = read_settings(model_directory / "config.json")
+    tokenizer_config = read_settings(model_directory / "tokenizer_config.json")
+    generation_config = read_settings(model_directory / "generation_config.json")
+    tensors = weights_of(model_directory)
+    kind = model_type_of(config)
+    _refuse_too_large(check_sizes(config), available_bytes, precision, "by its config.json")
+    tasks = tasks_of(config)
+    if has_modules and kind.family in ("encoder", "causal"):
+        tasks = (EMBEDDING, *(other for other in tasks if other != EMBEDDING))
+    sentence = None
     notes: list[str] = []
-    if settings.origin == "default":
-        notes.append("no modules.json: mean pooling and normalisation are assumed")
-    if tensors.ignored:
-        heads = sorted({name.split(".")[0] for name in tensors.ignored})
-        notes.append(f"{len(tensors.ignored)} tensors not needed for embeddings are ignored ({', '.join(heads)[:200]})")
-    return tuple(notes)
+    if EMBEDDING in tasks and kind.family != "dual":
+        sentence = read_sentence_files(directory, settings, config if kind.name in LAYOUTS else None, tensors)
+        notes.extend(sentence.notes)
+    numbers = sum(prod(entry.shape) for entry in tensors.values() if entry.dtype in FLOAT_DTYPES)
+    numbers = sentence.numbers if sentence is not None and tasks[0] == EMBEDDING else numbers
+    _refuse_too_large(numbers, available_bytes, precision, "by its weights")
+    files = ModelFiles(
+        directory=directory,
+        model_directory=model_directory,
+        config=config,
+        kind=kind,
+        tasks=tasks,
+        tensors=tensors,
+        numbers=numbers,
+        max_tokens=max_tokens_of(kind, config, tokenizer_config, sentence),
+        vocab_size=_vocab_size(config),
+        labels=_labels(config, tasks),
+        tokenizer_config=tokenizer_config,
+        preprocessor_config=_preprocessor(model_directory),
+        generation_config=generation_config,
+        sentence=sentence,
+        notes=tuple(notes),
+    )
+    files.check_task(task)
+    return files
+
+
+def _refuse_too_large(numbers: int, available_bytes: int, precision: str, why: str) -> None:
+    needed = numbers * BYTES_OF_PRECISION[precision]
+    if needed > available_bytes:
+        raise ModelUnsupported(
+            f"the model needs {needed:,} bytes in {precision} {why}, {available_bytes:,} are available",
+            code="model_too_large",
+        )
+
+
+def _labels(config: JsonObject, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    return read_labels(config) if any(task.endswith("-classification") or task == "rerank" for task in tasks) else ()
+
+
+def _vocab_size(config: JsonObject) -> int:
+    """Of config.json, or of the text model's part of it; transformers' default where only that is meant."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        size = part.get("vocab_size")
+        if type(size) is int:
+            return size
+    return 0
+
+
+def _preprocessor(directory: Path) -> JsonObject:
+    """How pictures and sound become arrays: of preprocessor_config.json, else of the parts of processor_config.json."""
+    if settings := read_settings(directory / "preprocessor_config.json"):
+        return settings
+    whole = read_settings(directory / "processor_config.json")
+    for part in ("image_processor", "feature_extractor"):
+        inner = whole.get(part)
+        if isinstance(inner, dict):
+            return inner
+    return {}
