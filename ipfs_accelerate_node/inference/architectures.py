@@ -245,13 +245,13 @@ def match(config: EncoderConfig, tensors: Mapping[str, TensorEntry]) -> MatchedT
             surplus.append(name)
         else:
             ignored.append(name)
-    _complain("lack", expected.keys() - found.keys())
-    _complain("hold, beyond what config.json describes,", surplus)
-    _complain(
+    complain("lack", expected.keys() - found.keys())
+    complain("hold, beyond what config.json describes,", surplus)
+    complain(
         "hold with another shape than config.json says",
         [f"{n} {list(e.shape)} not {list(expected[p])}" for p, (n, e) in found.items() if e.shape != expected[p]],
     )
-    _complain(
+    complain(
         "hold in a type that is not f16, bf16, f32 or f64",
         [f"{n} ({e.dtype})" for n, e in found.values() if e.dtype not in FLOAT_DTYPES],
     )
@@ -267,7 +267,8 @@ def _plain(name: str, prefix: str) -> str:
     return name
 
 
-def _complain(what: str, names: Iterable[str]) -> None:
+def complain(what: str, names: Iterable[str]) -> None:
+    """Raises ModelUnsupported(bad_weights) when there are names, the first of them shown."""
     if listed := sorted(names):
         more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
         shown = ", ".join(n[:100] for n in listed[:3])

@@ -43,9 +43,10 @@ _HEADS: Mapping[str, tuple[str, ...]] = {
     "ForSequenceClassification": (TEXT_CLASSIFICATION,),
     "ForTokenClassification": (TOKEN_CLASSIFICATION,),
     "ForMaskedLM": (FILL_MASK,),
-    "ForPreTraining": (FILL_MASK,),
     "ForImageClassification": (IMAGE_CLASSIFICATION,),
 }
+# Whose ForPreTraining holds a masked language model beside the sentence order (ELECTRA's holds another head).
+_MASKED_LM_INSIDE = frozenset({"bert", "albert", "ernie", "megatron-bert", "mobilebert"})
 _HEAD_OF_TASK = {
     TEXT_CLASSIFICATION: "ForSequenceClassification",
     RERANK: "ForSequenceClassification",
@@ -65,7 +66,6 @@ class ModelType:
     module: str
     stem: str
     generator: str = ""
-    base: str = ""
 
     @property
     def config(self) -> str:
@@ -76,7 +76,7 @@ class ModelType:
         if head := _HEAD_OF_TASK.get(task):
             return self.stem + head
         if task == EMBEDDING or self.family == "dual":
-            return self.base or f"{self.stem}Model"
+            return f"{self.stem}Model"
         return self.generator
 
 
@@ -200,6 +200,8 @@ def tasks_of(config: JsonObject) -> tuple[str, ...]:
     kind = model_type_of(config)
     named = _architecture(config)
     head = next((end for end in _HEADS if named.endswith(end)), "")
+    if named.endswith("ForPreTraining") and kind.name in _MASKED_LM_INSIDE:
+        head = "ForMaskedLM"
     if kind.family in ("encoder", "seq2seq", "causal") and head == "ForSequenceClassification":
         tasks: tuple[str, ...] = (RERANK, TEXT_CLASSIFICATION) if label_count(config) == 1 else (TEXT_CLASSIFICATION,)
         return (*tasks, EMBEDDING) if kind.family == "encoder" else tasks

@@ -66,6 +66,11 @@ class ModelFiles:
         return self.kind.name
 
     @property
+    def architecture(self) -> str:
+        """What a person is shown."""
+        return self.kind.name
+
+    @property
     def tokenizer_json(self) -> Path | None:
         """The tokenizers library's own file; None where there is none."""
         return self._present("tokenizer.json")

@@ -23,8 +23,7 @@ from ipfs_accelerate_node.inference.strict_json import JsonObject
 @dataclass(frozen=True, slots=True)
 class SentenceFiles:
     """encoder, tensors: of our own forward pass; None for a model type that transformers' classes compute. dense:
-    settings and tensors of the layers after pooling. numbers: of encoder and dense layers. width: of the vectors; None
-    where only the encoder knows."""
+    settings and tensors of the layers after pooling. numbers: of encoder and dense layers."""
 
     settings: SentenceSettings
     encoder: EncoderConfig | None

@@ -34,38 +34,40 @@ class Encoder:
 
     def __init__(self, config: EncoderConfig, tensors: Mapping[str, Tensor]) -> None:
         self.config = config
-        self._tensors = tensors
+        self.tensors = tensors
         self._activation = _ACTIVATION[config.activation]
 
     @property
     def device(self) -> torch.device:
         """Where the weights really are."""
-        return self._tensors["embeddings.word_embeddings.weight"].device
+        return self.tensors["embeddings.word_embeddings.weight"].device
 
-    def __call__(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+    def __call__(self, ids: Tensor, mask: Tensor | None, types: Tensor | None = None) -> Tensor:
         """Token vectors of the last layer.
 
         ids: (batch, tokens) int64, padded on the right. mask: the same shape, True for real tokens; None: no padding.
+        types: token types, the same shape; None: all 0.
         Returns (batch, tokens, width); rows of padding are meaningless.
         """
-        hidden = self._embed(ids)
+        hidden = self._embed(ids, types)
         attention = self._attention_mask(mask, tokens=ids.shape[1], dtype=hidden.dtype)
         for index in range(self.config.layers):
             hidden = self._layer(f"{self.config.layout.layers}{index}.", hidden, attention)
         return hidden
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        return functional.linear(x, self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"])
+        return functional.linear(x, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"])
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
+        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
         return functional.layer_norm(x, weight.shape, weight, bias, self.config.norm_eps)
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        table, config = self._tensors, self.config
+    def _embed(self, ids: Tensor, types: Tensor | None) -> Tensor:
+        table, config = self.tensors, self.config
         hidden = functional.embedding(ids, table["embeddings.word_embeddings.weight"])
         if config.token_types:
-            hidden = hidden + table["embeddings.token_type_embeddings.weight"][0]
+            kinds = table["embeddings.token_type_embeddings.weight"]
+            hidden = hidden + (kinds[0] if types is None else functional.embedding(types, kinds))
         hidden = hidden + functional.embedding(self._positions(ids), table["embeddings.position_embeddings.weight"])
         hidden = self._norm("embeddings.LayerNorm", hidden)
         return self._linear("embeddings_project", hidden) if config.embedding_width != config.width else hidden
@@ -82,7 +84,7 @@ class Encoder:
         if not self.config.bias_buckets:
             return None if cut is None else cut.expand(-1, 1, tokens, -1)
         buckets = relative_buckets(tokens, self.config.bias_buckets).to(self.device)
-        bias = functional.embedding(buckets, self._tensors["encoder.relative_attention_bias.weight"])
+        bias = functional.embedding(buckets, self.tensors["encoder.relative_attention_bias.weight"])
         bias = bias.permute(2, 0, 1).unsqueeze(0)
         return bias if cut is None else bias.masked_fill(~cut, torch.finfo(dtype).min)
 
