@@ -1,0 +1,79 @@
+"""Tasks text-classification and rerank: logits of a text, or of two that are read together, as scores of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipfs_accelerate_node.inference.model import Ids, Item, Options, Output, Pair, Score, Scores, Text
+from ipfs_accelerate_node.inference.session import Engine
+from ipfs_accelerate_node.inference.strict_json import JsonObject
+from ipfs_accelerate_node.inference.tasks import samples
+from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options
+from ipfs_accelerate_node.inference.tasks.numbers import check_finite, sigmoid, softmax
+from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph
+
+Meaning = Literal["one of", "any of", "amount"]
+
+
+def meaning_of(config: JsonObject, labels: int) -> Meaning:
+    """What the logits of a classifier stand for: labels that exclude each other, labels that do not, or a number.
+
+    Source: the text and image classification pipelines of transformers.
+    """
+    problem = config.get("problem_type")
+    if problem == "regression":
+        return "amount"
+    return "any of" if problem == "multi_label_classification" or labels == 1 else "one of"
+
+
+def scored(
+    logits: NDArray[np.float32], labels: Sequence[str], meaning: Meaning, *, top_k: int | None, raw: bool
+) -> tuple[Score, ...]:
+    """logits: of one item. Best first; of equals, the first label."""
+    if raw or meaning == "amount":
+        values = logits
+    else:
+        values = softmax(logits) if meaning == "one of" else sigmoid(logits)
+    order = np.argsort(-values, kind="stable")[:top_k]
+    return tuple(Score(labels[at], float(values[at])) for at in order)
+
+
+@dataclass(frozen=True, slots=True)
+class TextClassification:
+    """pairs: only items of two texts are taken, as a reranker does."""
+
+    graph: TextGraph
+    labels: Sequence[str]
+    meaning: Meaning
+    pairs: bool
+
+    def check(self, items: Sequence[Item], options: Options) -> None:
+        kinds = (Pair,) if self.pairs else (Text, Pair, Ids)
+        check_items(items, kinds, task="rerank" if self.pairs else "text-classification")
+        check_options(options)
+
+    def infer(
+        self, engine: Engine, items: Sequence[Item], options: Options, between: Callable[[], None]
+    ) -> list[Output]:
+        rows = self.graph.rows(items, options)
+        found: dict[int, Output] = {}
+        for batch, outputs in self.graph.passes(engine, rows, between):
+            logits = outputs["logits"]
+            check_finite(logits, batch)
+            for at, index in enumerate(batch):
+                scores = scored(logits[at], self.labels, self.meaning, top_k=options.top_k, raw=options.raw_scores)
+                found[index] = Scores(scores, len(rows[index].ids), rows[index].truncated)
+        return [found[index] for index in range(len(items))]
+
+    def primary(self, engine: Engine, item: Item) -> NDArray[np.float32]:
+        (row,) = self.graph.rows([item], Options())
+        return np.asarray(self.graph.one(engine, row)["logits"][0])
+
+    def example(self, number: int) -> Item:
+        text = samples.text(number)
+        return Pair(text, samples.text(number + 1)) if self.pairs else Text(text)

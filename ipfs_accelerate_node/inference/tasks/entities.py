@@ -1,0 +1,89 @@
+"""Task token-classification: which stretches of a text are of which kind.
+
+Source: transformers' pipeline with ``aggregation_strategy="simple"``: neighbouring tokens of one kind are one entity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipfs_accelerate_node.inference.model import Entities, Entity, Item, Options, Output, Text
+from ipfs_accelerate_node.inference.session import Engine
+from ipfs_accelerate_node.inference.tasks import samples
+from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options
+from ipfs_accelerate_node.inference.tasks.numbers import check_finite, softmax
+from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph, real
+from ipfs_accelerate_node.inference.tasks.texts import Row
+
+OUTSIDE = "O"
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    begins: bool
+    kind: str
+    score: float
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenClassification:
+    graph: TextGraph
+    labels: Sequence[str]
+
+    def check(self, items: Sequence[Item], options: Options) -> None:
+        check_items(items, (Text,), task="token-classification")
+        check_options(options)
+
+    def infer(
+        self, engine: Engine, items: Sequence[Item], options: Options, between: Callable[[], None]
+    ) -> list[Output]:
+        rows = self.graph.rows(items, options)
+        found: dict[int, Output] = {}
+        for batch, outputs in self.graph.passes(engine, rows, between):
+            for at, index in enumerate(batch):
+                row, item = rows[index], items[index]
+                assert isinstance(item, Text)
+                logits = real(outputs["logits"][at], row)
+                check_finite(logits[None], [index])
+                entities = self._entities(item.text, row, softmax(logits))
+                found[index] = Entities(entities, len(row.ids), row.truncated)
+        return [found[index] for index in range(len(items))]
+
+    def primary(self, engine: Engine, item: Item) -> NDArray[np.float32]:
+        """(tokens, labels)"""
+        (row,) = self.graph.rows([item], Options())
+        return np.asarray(self.graph.one(engine, row)["logits"][0])
+
+    def example(self, number: int) -> Item:
+        return Text(samples.text(number))
+
+    def _entities(self, text: str, row: Row, scores: NDArray[np.float32]) -> tuple[Entity, ...]:
+        groups: list[list[_Token]] = []
+        for at, (start, end) in enumerate(row.spans):
+            if row.special[at]:
+                continue
+            best = int(scores[at].argmax())
+            token = self._token(self.labels[best], float(scores[at][best]), start, end)
+            if groups and groups[-1][-1].kind == token.kind and not token.begins:
+                groups[-1].append(token)
+            else:
+                groups.append([token])
+        return tuple(_entity(text, group) for group in groups if group[0].kind != OUTSIDE)
+
+    @staticmethod
+    def _token(label: str, score: float, start: int, end: int) -> _Token:
+        begins = label.startswith("B-")
+        kind = label[2:] if label.startswith(("B-", "I-")) else label
+        return _Token(begins, kind, score, start, end)
+
+
+def _entity(text: str, tokens: Sequence[_Token]) -> Entity:
+    start, end = tokens[0].start, tokens[-1].end
+    score = float(np.mean([token.score for token in tokens]))
+    return Entity(tokens[0].kind, score, start, end, text[start:end])

@@ -1,0 +1,154 @@
+"""Tasks text-generation and text2text-generation: texts that go on from a prompt, or answer what an encoder read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipfs_accelerate_node.inference.model import Chat, Generated, Ids, Item, Options, Output, Text
+from ipfs_accelerate_node.inference.session import Array, Engine
+from ipfs_accelerate_node.inference.tasks import samples
+from ipfs_accelerate_node.inference.tasks.answers import Answer
+from ipfs_accelerate_node.inference.tasks.batches import batches
+from ipfs_accelerate_node.inference.tasks.chat import ChatTemplate
+from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options, refuse
+from ipfs_accelerate_node.inference.tasks.generation import Writing, forced, generate
+from ipfs_accelerate_node.inference.tasks.generation_settings import GenerationSettings
+from ipfs_accelerate_node.inference.tasks.rules import Rules, choice
+from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph
+from ipfs_accelerate_node.inference.tasks.texts import Row, TextTokens
+
+# Of one batch: what its sequences may reach together bounds the memory of their keys and values.
+_BATCH_TOKENS = 8192
+_BATCH_ROWS = 16
+_PREFILL_TOKENS = 2048
+# Tokens that are given to a generator to compare two engines by.
+COMPARED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TextGeneration:
+    """positions: tokens of prompt and answer together."""
+
+    tokens: TextTokens
+    settings: GenerationSettings
+    template: ChatTemplate | None
+    positions: int
+
+    def check(self, items: Sequence[Item], options: Options) -> None:
+        check_items(items, (Text, Chat, Ids), task="text-generation")
+        check_options(options)
+        for index, item in enumerate(items):
+            if isinstance(item, Chat) and self.template is None:
+                refuse(index, "is a chat, and the model has no chat template")
+
+    def infer(
+        self, engine: Engine, items: Sequence[Item], options: Options, between: Callable[[], None]
+    ) -> list[Output]:
+        prompts = [self._prompt(index, item, options) for index, item in enumerate(items)]
+        found: dict[int, Output] = {}
+        lengths = [len(row.ids) for row in prompts]
+        room = max(
+            self.settings.limit(max(lengths), options.max_new_tokens, positions=self.positions) - max(lengths), 1
+        )
+        for batch in batches([length + room for length in lengths], _BATCH_TOKENS, most=_BATCH_ROWS):
+            writings = [self._writing(index, prompts[index], options) for index in batch]
+            generate(engine.decoder(), None, writings, pad=self.settings.pad, between=between)
+            for writing in writings:
+                row = prompts[writing.index]
+                found[writing.index] = generated(writing.answer, len(row.ids), truncated=row.truncated)
+        return [found[index] for index in range(len(items))]
+
+    def primary(self, engine: Engine, item: Item) -> NDArray[np.float32]:
+        """(positions, vocabulary): logits after the prompt without its last tokens, and after each of those."""
+        ids = self._prompt(0, item, Options()).ids
+        shown = max(1, len(ids) - COMPARED)
+        return forced(engine.decoder(), None, ids[:shown], ids[shown:])
+
+    def example(self, number: int) -> Item:
+        return Text(samples.PROMPTS[number % len(samples.PROMPTS)] if number < 4 else samples.text(number))
+
+    def _prompt(self, index: int, item: Item, options: Options) -> Row:
+        """The prompt's tokens, its beginning cut off where it leaves no room for an answer."""
+        match item:
+            case Text(text):
+                ids = self.tokens.whole(index, text)
+            case Chat(messages):
+                assert self.template is not None
+                ids = self.tokens.whole(index, self.template.render(messages, index=index), special=False)
+            case Ids():
+                ids = self.tokens.checked(index, item.ids)
+            case _:
+                raise AssertionError("kinds are checked before")
+        most = self.positions - 1
+        if len(ids) <= most:
+            return plain_row(ids, truncated=False)
+        if not options.truncate:
+            refuse(index, f"has {len(ids)} tokens, the model takes {most} and one to answer")
+        return plain_row(ids[-most:], truncated=True)
+
+    def _writing(self, index: int, row: Row, options: Options) -> Writing:
+        limit = self.settings.limit(len(row.ids), options.max_new_tokens, positions=self.positions)
+        rules = Rules(self.settings, len(row.ids), limit)
+        answer = Answer(self.tokens, self.settings.eos, options.stop, after=row.ids)
+        return Writing(index, row.ids, rules, choice(options, index), answer)
+
+
+def plain_row(ids: Sequence[int], *, truncated: bool) -> Row:
+    return Row(list(ids), [0] * len(ids), truncated, [(0, 0)] * len(ids), [0] * len(ids))
+
+
+def generated(answer: Answer, tokens_in: int, *, truncated: bool) -> Generated:
+    assert answer.finish is not None
+    return Generated(answer.text(), answer.kept_ids(), answer.finish, tokens_in, truncated)
+
+
+@dataclass(frozen=True, slots=True)
+class TextToText:
+    """positions: tokens of the answer, the start token included."""
+
+    graph: TextGraph
+    settings: GenerationSettings
+    start: int
+    positions: int
+
+    def check(self, items: Sequence[Item], options: Options) -> None:
+        check_items(items, (Text, Ids), task="text2text-generation")
+        check_options(options)
+
+    def infer(
+        self, engine: Engine, items: Sequence[Item], options: Options, between: Callable[[], None]
+    ) -> list[Output]:
+        rows = self.graph.rows(items, options)
+        found: dict[int, Output] = {}
+        for batch in batches([len(row.ids) for row in rows], _PREFILL_TOKENS, most=_BATCH_ROWS):
+            between()
+            encoded = self._encoded(engine, [rows[index] for index in batch])
+            writings = [self._writing(index, rows[index], options) for index in batch]
+            generate(engine.decoder(), encoded, writings, pad=self.settings.pad, between=between)
+            for writing in writings:
+                row = rows[writing.index]
+                found[writing.index] = generated(writing.answer, len(row.ids), truncated=row.truncated)
+        return [found[index] for index in range(len(items))]
+
+    def primary(self, engine: Engine, item: Item) -> NDArray[np.float32]:
+        """(positions, vocabulary): logits while the decoder is given what the encoder read."""
+        (row,) = self.graph.rows([item], Options())
+        following = row.ids[: min(COMPARED, self.positions - 1)]
+        return forced(engine.decoder(), self._encoded(engine, [row]), [self.start], following)
+
+    def example(self, number: int) -> Item:
+        return Text(samples.WORDS[number % len(samples.WORDS)] if number < 8 else samples.text(number))
+
+    def _encoded(self, engine: Engine, rows: Sequence[Row]) -> Mapping[str, Array]:
+        inputs = self.graph.arrays(rows)
+        return {**engine.run(self.graph.graph, inputs), "attention_mask": inputs["attention_mask"]}
+
+    def _writing(self, index: int, row: Row, options: Options) -> Writing:
+        limit = self.settings.limit(1, options.max_new_tokens, positions=self.positions)
+        rules = Rules(self.settings, 1, limit, source=row.ids)
+        answer = Answer(self.graph.tokens, self.settings.eos, options.stop)
+        return Writing(index, [self.start], rules, choice(options, index), answer)
