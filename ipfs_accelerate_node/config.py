@@ -46,12 +46,21 @@ class Config:
     load_timeout_s: float = 300.0  # a model that takes longer to load is given up
     stall_timeout_s: float = 10.0  # a source that sends no byte for so long is given up
     first_byte_timeout_s: float = 15.0  # the same before its first byte (×4 for bitswap, which first finds a provider)
-    threads: int | None = None  # torch threads of a worker; None: one per core
+    threads: int | None = None  # of a worker's computation; None: one per core
+    keep_alive_s: float | None = None  # a model that was idle for so long is unloaded; None: never
+    memory_bytes: int | None = None  # what all workers together may take; None: what the machine has
+    allow_mock: bool = False  # where a model cannot be had, a mock of its task answers, marked as one
 
 
 SECRETS = frozenset({"kubo_auth", "hf_token"})
 # One URL per flag, so flags and their variables are singular; both forms are read.
-SINGULAR = {"gateway": "gateways", "peer": "peers", "allow_host": "allow_hosts", "quota": "quota_bytes"}
+SINGULAR = {
+    "gateway": "gateways",
+    "peer": "peers",
+    "allow_host": "allow_hosts",
+    "quota": "quota_bytes",
+    "memory": "memory_bytes",
+}
 _FLAGS = {plural: singular for singular, plural in SINGULAR.items()}
 # Variables of the prefix that are not settings of the node: they say where the daemon is, and where the settings are.
 _OTHER_VARIABLES = frozenset({"URL", "KEY", "KEY_FILE", "CONFIG", "DEBUG"})
@@ -280,6 +289,8 @@ _READERS: dict[str, Callable[[_Given], object]] = {
     "tuple[str, ...]": _texts,
     "tuple[str, ...] | None": _texts,
     "quota_bytes": _bytes,
+    "memory_bytes": _bytes,
+    "keep_alive_s": _seconds,
 }
 
 
@@ -349,6 +360,7 @@ _CHECKS: dict[str, Callable[[_Given, object], object]] = {
     "gateways": _origins,
     "peers": _origins,
     "quota_bytes": _within(1 << 20, 1 << 62),
+    "memory_bytes": _within(1 << 20, 1 << 62),
     "threads": _within(1, 4096),
     "hf_upstream": _upstream,
 }

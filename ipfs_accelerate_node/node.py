@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import shutil
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,29 +24,21 @@ from ipfs_accelerate_node.benchmarks import BenchResult, bench, publish_kept, re
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.reference import (
-    HubRef,
-    MockRef,
-    Reference,
-    RootRef,
-    check_model_name,
-    parse_reference,
-)
-from ipfs_accelerate_node.errors import Loading, ModelUnsupported, NodeError, NotFound
+from ipfs_accelerate_node.content.reference import HubRef, Reference, RootRef, check_model_name, parse_reference
+from ipfs_accelerate_node.errors import NotFound
 from ipfs_accelerate_node.fetch.hub import drop_staged
 from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, receipt
 from ipfs_accelerate_node.fetch.seeder import Seeder
-from ipfs_accelerate_node.inference.model import Accelerator, Embeddings, LoadedModel, ModelSpec
+from ipfs_accelerate_node.inference.model import Accelerator, Embeddings, Inferred, Item, LoadedModel, Options
 from ipfs_accelerate_node.inference.registry import Registry
+from ipfs_accelerate_node.inference.serving import Serving
 from ipfs_accelerate_node.kubo.choice import service_for
 from ipfs_accelerate_node.records.key import NodeKey
 from ipfs_accelerate_node.store import GcReport, Provenance, Store, StoredModel, VerifyReport
 from ipfs_accelerate_node.store.ingest import ingest
 
 log = logging.getLogger(__name__)
-
-LOAD_WAIT_S = 20.0  # a request waits so long for a model that is being loaded, then is told to come back
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +64,13 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Everything the node knows of a stored model. loaded: the state of its worker, None when it has none."""
+    """Everything the node knows of a stored model. loaded: the state of its worker, None when it has none; loads: the
+    same of every form that it is loaded in."""
 
     model: StoredModel
     files: tuple[FileInfo, ...]
     loaded: LoadedModel | None
+    loads: tuple[LoadedModel, ...] = ()
 
 
 class Node:
@@ -84,8 +79,6 @@ class Node:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.started_at = time.time()
-        self._held: dict[str, AbstractContextManager[StoredModel]] = {}
-        self._loads: dict[str, asyncio.Task[LoadedModel | NodeError]] = {}
         self._exit = AsyncExitStack()
         self.ready = False
 
@@ -96,9 +89,19 @@ class Node:
             self.key = await asyncio.to_thread(NodeKey.load_or_create, self.config.cache / "node.key")
             self.kubo = await stack.enter_async_context(service_for(self.config, self.key.seed))
             self.registry = await stack.enter_async_context(
-                Registry(load_timeout_s=self.config.load_timeout_s, threads=self.config.threads)
+                Registry(
+                    cache=self.config.cache,
+                    load_timeout_s=self.config.load_timeout_s,
+                    threads=self.config.threads,
+                    keep_alive_s=math.inf if self.config.keep_alive_s is None else self.config.keep_alive_s,
+                    budget_bytes=self.config.memory_bytes,
+                    gone=lambda root: self.serving.release(root),
+                )
             )
             self._group = await stack.enter_async_context(asyncio.TaskGroup())
+            self.serving = Serving(
+                self.store, self.registry, find=self.find, group=self._group, allow_mock=self.config.allow_mock
+            )
             self.seeder = Seeder(self.store, self.kubo)
             self._seeding = self._group.create_task(self.seeder.run(), name="seed")
             self._pins = Pins(self.config, self.store, self.kubo, self.seeder, self._group)
@@ -112,8 +115,8 @@ class Node:
     ) -> None:
         self.ready = False
         self._pins.close()
-        for task in [*self._loads.values(), self._seeding]:
-            task.cancel()
+        self.serving.close()
+        self._seeding.cancel()
         await self._exit.__aexit__(kind, error, trace)
         log.info("node.stop cache=%s", self.config.cache)
 
@@ -154,6 +157,7 @@ class Node:
                 if file is not None
             ),
             loaded=self.registry.find(str(model.root)),
+            loads=tuple(loaded for loaded in self.registry.loaded() if loaded.root == str(model.root)),
         )
 
     def served(self) -> list[ServedModel]:
@@ -252,51 +256,56 @@ class Node:
     # -- running
 
     async def load(
-        self, ref: str, *, device: str = "auto", precision: str = "f32", alias: str | None = None
+        self,
+        ref: str,
+        *,
+        device: str = "auto",
+        precision: str | None = None,
+        task: str | None = None,
+        alias: str | None = None,
+        keep_alive_s: float | None = None,
+        pinned: bool | None = None,
+        thorough: bool = False,
+        allow_mock: bool = False,
     ) -> LoadedModel:
-        """Loads a stored model, or a mock that is named as one; joins a load of the same model that is under way."""
-        reference = parse_reference(ref)
-        if isinstance(reference, MockRef):
-            if reference.task != "embedding":
-                raise ModelUnsupported(
-                    f"there is no mock of {reference.task!a}; mock:embedding is one", code="task_unsupported"
-                )
-            spec = ModelSpec(root=ref, path=None, names=(), source="mock", task="embedding", mock=True)
-            return await self.registry.load(spec, device=device, precision=precision, alias=alias)
-        model = await asyncio.to_thread(self.find, ref)
-        spec = ModelSpec(
-            root=str(model.root),
-            path=model.path,
-            names=model.names,
-            source=model.provenance.kind,
-            task="embedding",
-            mock=False,
+        """Loads a stored model, or a mock that is named as one; joins a load of the same that is under way."""
+        return await self.serving.load(
+            ref,
+            device=device,
+            precision=precision,
+            task=task,
+            alias=alias,
+            keep_alive_s=keep_alive_s,
+            pinned=pinned,
+            thorough=thorough,
+            allow_mock=allow_mock,
         )
-        loaded = await self.registry.load(spec, device=device, precision=precision, alias=alias)
-        self._hold(model.root)
-        return loaded
-
-    def _hold(self, root: Cid) -> None:
-        """A loaded model's files are in use: never evicted, never removed."""
-        key = str(root)
-        if key not in self._held:
-            self._held[key] = self.store.use(root)
-            self._held[key].__enter__()
 
     async def unload(self, name: str) -> None:
-        """Ends the model's worker. Raises NotFound when it is not loaded."""
-        loaded = self.registry.find(name) or self.registry.find(self._root_of(name))
-        if loaded is None:
-            raise NotFound(f"{name} is not loaded", code="model_not_loaded")
-        await self.registry.unload(loaded.id)
-        if (held := self._held.pop(loaded.root, None)) is not None:
-            held.__exit__(None, None, None)
+        """Ends the model's workers. Raises NotFound when it is not loaded."""
+        await self.serving.unload(name)
 
-    def _root_of(self, name: str) -> str:
-        try:
-            return str(self.find(name).root)
-        except NodeError:
-            return name
+    async def infer(
+        self,
+        ref: str,
+        items: Sequence[Item],
+        options: Options | None = None,
+        *,
+        task: str | None = None,
+        device: str = "auto",
+        precision: str | None = None,
+        allow_mock: bool = False,
+    ) -> Inferred:
+        """One output per item, same order; loads a stored model on first use, see `Serving.infer`."""
+        return await self.serving.infer(
+            ref,
+            items,
+            options or Options(),
+            task=task,
+            device=device,
+            precision=precision,
+            allow_mock=allow_mock,
+        )
 
     async def embed(
         self,
@@ -307,33 +316,12 @@ class Node:
         normalize: bool | None = None,
         truncate: bool = True,
     ) -> Embeddings:
-        """One vector per input, same order. Loads a stored model on first use; Loading when that takes longer than
-        LOAD_WAIT_S (it goes on loading)."""
-        loaded = self.registry.find(model) or self.registry.find(self._root_of(model)) or await self._load_for(model)
-        return await self.registry.embed(loaded, inputs, dimensions=dimensions, normalize=normalize, truncate=truncate)
-
-    async def _load_for(self, model: str) -> LoadedModel:
-        task = self._loads.get(model)
-        if task is None:
-            task = self._loads[model] = self._group.create_task(self._load_quietly(model), name=f"load {model}")
-            task.add_done_callback(lambda _: self._loads.pop(model, None))
-        await asyncio.wait({task}, timeout=LOAD_WAIT_S)
-        if not task.done():
-            raise Loading(f"{model} is being loaded", retry_after_s=LOAD_WAIT_S / 4)
-        if isinstance(outcome := task.result(), NodeError):
-            raise outcome
-        return outcome
-
-    async def _load_quietly(self, model: str) -> LoadedModel | NodeError:
-        """A failed load is an answer to those who wait for it, not a fault of the node."""
-        try:
-            return await self.load(model)
-        except NodeError as exc:
-            return exc
+        """One vector per input, same order; loads a stored model on first use, see `Serving.infer`."""
+        return await self.serving.embed(model, inputs, dimensions=dimensions, normalize=normalize, truncate=truncate)
 
     async def bench(self, ref: str, *, publish: bool) -> BenchResult:
         """One workload through the same path as a request; the record is signed, kept, and published on request."""
-        loaded = await self.load(ref)
+        loaded = await self.load(ref, task="embedding" if not ref.startswith("mock:") else None)
         refuse_mock(loaded)
         model = await asyncio.to_thread(self.find, ref)
         client = await self.kubo.wait_ready(KUBO_PATIENCE_S) if publish else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
-from ipfs_accelerate_node.api import gateway, health, native, openai_routes, pins, storage, uploads
+from ipfs_accelerate_node.api import gateway, health, inference_routes, native, openai_routes, pins, reports, storage, uploads
 from ipfs_accelerate_node.api.access import Gate, is_loopback
 from ipfs_accelerate_node.api.browser import Origins
 from ipfs_accelerate_node.api.context import CONFIG, KEYS, NODE
@@ -18,7 +20,9 @@ from ipfs_accelerate_node.node import Node
 ROUTES = (
     *health.ROUTES,
     *openai_routes.ROUTES,
+    *inference_routes.ROUTES,
     *native.ROUTES,
+    *reports.ROUTES,
     *storage.ROUTES,
     *pins.ROUTES,
     *uploads.ROUTES,
@@ -36,6 +40,7 @@ def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = N
     app[GATE] = Gate(keys, loopback=is_loopback(config.host), share=config.share)
     app[ORIGINS] = Origins.of(config.host, config.port if port is None else port, config.allow_hosts)
     app[TRAFFIC] = traffic
+    app[reports.ONE_AT_A_TIME] = asyncio.Lock()
     app[METRICS] = Metrics(
         {
             "in_flight": lambda: traffic.in_flight,

@@ -1,4 +1,4 @@
-"""Native routes beside store and pins: loaded models, devices, benchmarks, keys, and who this node is."""
+"""Native routes beside store, pins and inference: benchmarks, keys, and who this node is."""
 
 from __future__ import annotations
 
@@ -11,42 +11,13 @@ from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import read_json
 from ipfs_accelerate_node.api.context import CONFIG, KEYS, node
 from ipfs_accelerate_node.api.pipeline import Route
-from ipfs_accelerate_node.api.traffic import finished
-from ipfs_accelerate_node.api.wire import BenchRequest, KeyRequest, LoadRequest, json_reply
+from ipfs_accelerate_node.api.wire import BenchRequest, KeyRequest, json_reply
 from ipfs_accelerate_node.benchmarks import RecordShelf
 from ipfs_accelerate_node.benchmarks.record import json_value
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.reference import RootRef, parse_reference
-from ipfs_accelerate_node.errors import BadRequest, NotFound
+from ipfs_accelerate_node.errors import BadRequest
 from ipfs_accelerate_node.node import Node
-
-
-async def list_loads(request: web.Request) -> web.Response:
-    return json_reply({"loads": node(request).registry.loaded()})
-
-
-async def show_load(request: web.Request) -> web.Response:
-    name = request.match_info["name"]
-    if (loaded := node(request).registry.find(name)) is None:
-        raise NotFound(f"{name[:200]!r} is not loaded", code="model_not_loaded")
-    return json_reply(loaded)
-
-
-async def load(request: web.Request) -> web.Response:
-    """Answers when the model is loaded. A caller who leaves does not end a load that others wait for."""
-    body = await read_json(request, LoadRequest)
-    loaded = await node(request).load(body.ref, device=body.device, precision=body.precision, alias=body.alias)
-    return json_reply(loaded)
-
-
-async def unload(request: web.Request) -> web.Response:
-    name = request.match_info["name"]
-    await finished(node(request).unload(name))
-    return json_reply({"unloaded": name})
-
-
-async def accelerators(request: web.Request) -> web.Response:
-    return json_reply({"accelerators": await node(request).accelerators()})
 
 
 async def run_bench(request: web.Request) -> web.Response:
@@ -109,11 +80,6 @@ async def remove_key(request: web.Request) -> web.Response:
 
 
 ROUTES = (
-    Route("GET", "/api/loads", list_loads, Surface.INFER),
-    Route("POST", "/api/loads", load, Surface.STATE),
-    Route("GET", "/api/loads/{name:.+}", show_load, Surface.INFER),
-    Route("DELETE", "/api/loads/{name:.+}", unload, Surface.STATE),
-    Route("GET", "/api/accelerators", accelerators, Surface.INFER),
     Route("GET", "/api/benchmarks", list_benchmarks, Surface.SHARE),
     Route("POST", "/api/benchmarks", run_bench, Surface.STATE),
     Route("GET", "/api/peer", peer, Surface.SHARE),

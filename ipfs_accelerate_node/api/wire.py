@@ -17,6 +17,7 @@ from aiohttp import web
 from ipfs_accelerate_node.content.cid import Cid
 
 RefText = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
+DeviceText = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 NameText = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 
 
@@ -38,19 +39,20 @@ class PinRequest(msgspec.Struct, frozen=True):
     source: RefText | None = None
 
 
-class LoadRequest(msgspec.Struct, frozen=True):
-    ref: RefText
-    device: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "auto"
-    precision: Annotated[str, msgspec.Meta(min_length=1, max_length=32)] = "f32"
-    alias: NameText | None = msgspec.field(name="as", default=None)
-
-
 class BenchRequest(msgspec.Struct, frozen=True):
     """ref: measure this model. record: publish the kept record of that envelope CID instead."""
 
     ref: RefText | None = None
     record: RefText | None = None
     publish: bool = False
+
+
+class ReportRequest(msgspec.Struct, frozen=True):
+    """refs: none are all stored models; devices: none are all; precisions: none is f32."""
+
+    refs: Annotated[list[RefText], msgspec.Meta(max_length=1000)] = []
+    devices: Annotated[list[DeviceText], msgspec.Meta(max_length=32)] = []
+    precisions: Annotated[list[Literal["f32", "bf16", "f16", "int8"]], msgspec.Meta(max_length=4)] = []
 
 
 class VerifyRequest(msgspec.Struct, frozen=True):

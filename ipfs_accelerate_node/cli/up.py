@@ -34,6 +34,8 @@ _VALUES = {
     "stall_timeout_s": ("SECONDS", "Give up a source that sends nothing for so long (10)."),
     "first_byte_timeout_s": ("SECONDS", "The same before its first byte (15)."),
     "threads": ("N", "Threads of a model's worker (one per core)."),
+    "keep_alive_s": ("SECONDS", "Unload a model that was idle for so long (never)."),
+    "memory": ("BYTES", "Most that loaded models may take; the one unused for longest makes room (all there is)."),
 }
 _LISTS = {
     "gateway": ("URL", "Trustless gateway to fetch from; may be repeated."),
@@ -46,10 +48,17 @@ _SWITCHES = {
     "share": "Let anybody read public content when not on loopback (off).",
     "paranoid": "Hash every leaf again before it leaves (off).",
     "publish": "Standing consent to publish benchmark records (off).",
+    "allow_mock": "Where a model cannot be had, let a mock answer, marked MOCK (off).",
     "hf_offline": "Never ask the Hub (off).",
     "kubo_loopback": "Keep the managed Kubo on loopback, for tests (off).",
 }
-_PLURAL = {"gateway": "gateways", "peer": "peers", "allow_host": "allow_hosts", "quota": "quota_bytes"}
+_PLURAL = {
+    "gateway": "gateways",
+    "peer": "peers",
+    "allow_host": "allow_hosts",
+    "quota": "quota_bytes",
+    "memory": "memory_bytes",
+}
 
 
 def _settings(command: F) -> F:

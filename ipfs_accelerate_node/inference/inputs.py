@@ -1,4 +1,4 @@
-"""What may be embedded: checked in the daemon, before anything is queued."""
+"""What a request may hold: checked in the daemon, before anything is queued."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 
 from ipfs_accelerate_node.errors import InvalidInput, PayloadTooLarge
+from ipfs_accelerate_node.inference.model import Audio, Chat, Ids, Image, ImageChoice, Item, Options, Pair, Text
+from ipfs_accelerate_node.inference.tasks import checks
 
 MAX_INPUTS = 4096
 MAX_CHARS = 8 << 20  # of all texts together
@@ -14,6 +16,20 @@ MAX_IDS = 1 << 20  # of all token-id inputs together
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 
 Inputs = list[str] | list[list[int]]
+
+# The kinds of items of each task; a model may take fewer of them, which its worker then says.
+KINDS: dict[str, tuple[type, ...]] = {
+    "embedding": (Text, Ids, Image),
+    "text-classification": (Text, Pair, Ids),
+    "rerank": (Pair,),
+    "token-classification": (Text,),
+    "fill-mask": (Text,),
+    "zero-shot-image-classification": (ImageChoice,),
+    "text2text-generation": (Text, Ids),
+    "text-generation": (Text, Chat, Ids),
+    "automatic-speech-recognition": (Audio,),
+    "image-classification": (Image,),
+}
 
 
 def _refuse(message: str, index: int | None = None) -> InvalidInput:
@@ -77,3 +93,10 @@ def check_dimensions(dimensions: int | None, *, width: int) -> None:
     """Raises InvalidInput unless the vectors can be cut to so many."""
     if dimensions is not None and (type(dimensions) is not int or not 1 <= dimensions <= width):
         raise InvalidInput(f"dimensions must be a whole number from 1 to {width}", param="dimensions")
+
+
+def check_items(items: Sequence[Item], options: Options, task: str) -> None:
+    """Raises InvalidInput with the index of the first item that the task cannot use, or ``param`` of an option;
+    PayloadTooLarge."""
+    checks.check_items(items, KINDS[task], task=task)
+    checks.check_options(options)

@@ -48,3 +48,11 @@ def resident_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
     except (OSError, IndexError):
         return 0
+
+
+def proportional_bytes(pid: int) -> int:
+    """Resident size of a process, pages that it shares counted by their share (PSS); 0 when it has ended."""
+    try:
+        return _field(f"/proc/{pid}/smaps_rollup", "Pss") or 0
+    except OSError:
+        return 0

@@ -69,14 +69,15 @@ class WorkerProcess:
         self.pid = process.pid
 
     @classmethod
-    async def start(cls, *, threads: int) -> WorkerProcess:
-        """A process that begins to import at once; this returns before it has. Raises OSError: no process to be had."""
+    async def start(cls, *, threads: int, kind: str = "torch") -> WorkerProcess:
+        """A process of that kind (``torch`` or ``openvino``) that begins to import at once; this returns before it has.
+        Raises OSError: no process to be had."""
         ours, theirs = socket.socketpair()
         said = os.memfd_create("worker-stderr")
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-s", "-m", "ipfs_accelerate_node.inference.worker",
-                str(theirs.fileno()), str(os.getpid()), str(threads),
+                str(theirs.fileno()), str(os.getpid()), str(threads), kind,
                 stdin=asyncio.subprocess.DEVNULL, stdout=said, stderr=said,
                 env=worker_environment(threads), cwd="/", pass_fds=(theirs.fileno(),), start_new_session=True,
             )  # fmt: skip

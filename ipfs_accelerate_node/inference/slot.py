@@ -1,35 +1,33 @@
 """One loaded model: its queue, its state, and the task that owns its worker process.
 
 Only ``Slot.run`` talks to the worker. Callers put a job into the queue and wait for its future; a caller who goes away
-takes the job along, or has the worker drop it between two forward passes. The worker's end costs the job it was at; the
-ones still queued wait for its successor, unless that keeps ending too.
+takes the job along, or has the worker drop it between two passes. The worker's end costs the job it was at; the ones
+still queued wait for its successor, unless that keeps ending too.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from ipfs_accelerate_node.errors import NodeError, NotFound, Overloaded, Unavailable
-from ipfs_accelerate_node.inference import wire
-from ipfs_accelerate_node.inference.inputs import Inputs
-from ipfs_accelerate_node.inference.model import Embeddings, LoadedModel, ModelSpec, State
+from ipfs_accelerate_node.inference.jobs import Answer, Job
+from ipfs_accelerate_node.inference.model import Candidate, LoadedModel, ModelSpec, State
+from ipfs_accelerate_node.inference.placing import Placed, Wanted
 from ipfs_accelerate_node.inference.process import WorkerGone, WorkerProcess
 
 log = logging.getLogger(__name__)
 
 MAX_QUEUED = 512
-MAX_QUEUED_SIZE = 64 << 20  # characters or token ids, of all queued jobs together
+MAX_QUEUED_SIZE = 64 << 20  # characters, token ids or bytes, of all queued jobs together
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 
-_jobs = itertools.count(1)
+Place = Callable[[ModelSpec, Wanted, Callable[[State], None]], Awaitable[Placed]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,104 +41,148 @@ class Limits:
     steady_s: float
 
 
-@dataclass(slots=True, eq=False)
-class Job:
-    inputs: Inputs
-    dimensions: int | None
-    normalize: bool | None
-    truncate: bool
-    done: asyncio.Future[Embeddings]
-    number: int = field(default_factory=lambda: next(_jobs))
-    since: float = field(default_factory=time.monotonic)
-
-    @property
-    def size(self) -> int:
-        """Characters, or token ids."""
-        return sum(map(len, self.inputs))
-
-    def request(self) -> wire.Embed:
-        texts = [item for item in self.inputs if isinstance(item, str)]
-        ids = [item for item in self.inputs if isinstance(item, list)]
-        return wire.Embed(self.number, texts or None, ids or None, self.dimensions, self.normalize, self.truncate)
-
-
 class Slot:
-    """hire: a worker process, already importing. precision: of the weights and the computation."""
+    """place: brings the model onto a device. keep_alive_s: idle seconds after which it ends by itself."""
 
     def __init__(
         self,
         spec: ModelSpec,
+        wanted: Wanted,
         *,
         names: tuple[str, ...],
-        precision: str,
-        hire: Callable[[], Awaitable[WorkerProcess]],
+        place: Place,
         limits: Limits,
+        keep_alive_s: float,
+        pinned: bool,
     ) -> None:
-        assert spec.path is not None
         self.spec = spec
-        self._directory = str(spec.path.absolute())
+        self.wanted = wanted
         self.names = names
-        self.precision = precision
+        self.alias: str | None = None
         self.state: State = "loading"
-        self._hire = hire
+        self.keep_alive_s = keep_alive_s
+        self.pinned = pinned
+        self.last_used = time.monotonic()
+        self._place = place
         self._limits = limits
         self._queue: deque[Job] = deque()
         self._current: Job | None = None
+        self._placing: asyncio.Future[Placed] | None = None
+        self._placed: Placed | None = None  # the last one; its worker may have ended
         self._worker: WorkerProcess | None = None
-        self._loaded: wire.Loaded | None = None
         self._load_s = 0.0
+        self._choice: tuple[Candidate, ...] = ()
         self._error: NodeError | None = None  # why there is no worker, while there is none
         self._changed = asyncio.Condition()
         self._wake = asyncio.Event()
         self._closing = False
 
     def snapshot(self) -> LoadedModel:
-        loaded, worker = self._loaded, self._worker
-        return LoadedModel(
-            id=self.names[0] if self.names else self.spec.root,
+        loaded, worker = self._placed.loaded if self._placed else None, self._worker
+        known = LoadedModel(
+            id=self.alias or (self.names[0] if self.names else self.spec.root),
             root=self.spec.root,
             names=self.names,
-            device=loaded.device if loaded else "",
-            engine="torch",
-            precision=self.precision,
+            device="",
+            engine="openvino" if self.wanted.device.startswith("openvino") else "torch",
+            precision=self.wanted.precision,
             implementation="REAL",
             source=self.spec.source,
-            task=self.spec.task,
-            width=loaded.width if loaded else 0,
-            max_tokens=loaded.max_tokens if loaded else 0,
+            task=self.wanted.task or self.spec.task or "",
+            width=0,
+            max_tokens=0,
             state=self.state,
             load_s=self._load_s,
             pid=worker.pid if worker else None,
-            versions=dict(loaded.versions) if loaded else {},
+            versions={},
             memory_bytes=worker.memory_bytes if worker else 0,
-            vocab_size=loaded.vocab_size if loaded else 0,
-            architecture=loaded.architecture if loaded else "",
-            pooling=loaded.pooling if loaded else (),
-            normalize=loaded.normalize if loaded else True,
-            notes=loaded.notes if loaded else (),
+            choice=self._choice,
+            keep_alive_s=None if math.isinf(self.keep_alive_s) else self.keep_alive_s,
+            pinned=self.pinned,
         )
+        if loaded is None:
+            return known
+        return replace(
+            known,
+            device=loaded.device,
+            engine=loaded.engine,
+            precision=loaded.precision,
+            task=loaded.task,
+            tasks=loaded.tasks,
+            width=loaded.width,
+            max_tokens=loaded.max_tokens,
+            versions=dict(loaded.versions),
+            vocab_size=loaded.vocab_size,
+            architecture=loaded.architecture,
+            pooling=loaded.pooling,
+            normalize=loaded.normalize,
+            notes=loaded.notes,
+            device_bytes=loaded.device_bytes if worker else 0,
+        )
+
+    def answers_to(self, wanted: Wanted) -> bool | None:
+        """Is this what is wanted? None: it is not known yet, for it is still being placed."""
+        if wanted == self.wanted:
+            return True
+        if wanted.precision != self.wanted.precision:
+            return False
+        if self._placed is None:
+            return None
+        loaded = self._placed.loaded
+        task = wanted.task in (None, loaded.task) if self.wanted.task is None else wanted.task == loaded.task
+        return task and wanted.device in ("auto", loaded.device)
+
+    def does(self, task: str | None) -> bool:
+        """Is it loaded for this task, as far as is known? None: any."""
+        known = self._placed.loaded.task if self._placed else self.wanted.task
+        return task is None or known is None or task == known
+
+    def is_like(self, model: LoadedModel) -> bool:
+        """Is this the one that the snapshot was taken of?"""
+        if self._placed is None or not model.device:
+            return model.precision == self.wanted.precision and self.does(model.task or None)
+        now = self._placed.loaded
+        return (model.task, model.device, model.precision) == (now.task, now.device, now.precision)
+
+    @property
+    def on_host(self) -> bool:
+        """Does it take the machine's own memory?"""
+        return self._placed is None or not self._placed.loaded.device.startswith("cuda")
+
+    @property
+    def pid(self) -> int | None:
+        return self._worker.pid if self._worker else None
+
+    @property
+    def idle(self) -> bool:
+        return self.state == "ready" and not self.waiting and not self._closing
+
+    async def settled(self) -> None:
+        """Waits until it is known what was placed, or that nothing can be."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._placed is not None or self.state == "absent")
 
     async def ready(self) -> LoadedModel:
         """Waits until the model answers. Raises the error that keeps it from it; NotFound once it is unloaded."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self.state not in ("loading", "warming") or self._error is not None)
+            await self._changed.wait_for(
+                lambda: self.state in ("ready", "draining", "absent") or self._error is not None
+            )
         if self._error is not None:
             raise self._error
         if self.state != "ready":
             raise self._unloaded()
         return self.snapshot()
 
-    async def embed(
-        self, inputs: Inputs, *, dimensions: int | None, normalize: bool | None, truncate: bool
-    ) -> Embeddings:
-        """Queue a job of checked inputs and wait for it. Raises Overloaded: the queue is full; Unavailable: the worker
-        ended while it was at this job; what the worker answered with."""
+    async def ask(self, job: Job) -> Answer:
+        """Queue a job and wait for its answer. Raises Overloaded: the queue is full; Unavailable: the worker ended
+        while it was at this job; what the worker answered with."""
         if self._closing:
             raise self._unloaded()
         if len(self._queue) >= MAX_QUEUED or sum(queued.size for queued in self._queue) > MAX_QUEUED_SIZE:
             raise Overloaded(f"{len(self._queue)} requests are waiting for {self.spec.root}", retry_after_s=1.0)
-        job = Job(inputs, dimensions, normalize, truncate, asyncio.get_running_loop().create_future())
         self._queue.append(job)
+        self.last_used = time.monotonic()
         self._wake.set()
         try:
             return await job.done
@@ -156,11 +198,21 @@ class Slot:
         """Jobs queued or computed."""
         return len(self._queue) + (self._current is not None)
 
+    def keep(self, *, keep_alive_s: float | None, pinned: bool | None) -> None:
+        """Change how long it stays; None leaves it as it is."""
+        if keep_alive_s is not None:
+            self.keep_alive_s = keep_alive_s
+        if pinned is not None:
+            self.pinned = pinned
+        self._wake.set()
+
     async def close(self, *, drain: bool) -> None:
         """Take no more jobs; with ``drain`` those that wait are still computed. ``run`` returns soon after."""
         self._closing = True
         if not drain:
             self._refuse_queued(self._unloaded())
+            if self._placing is not None:
+                self._placing.cancel()
             if self._worker is not None:
                 await self._worker.kill()
         await self._become("draining")
@@ -181,7 +233,7 @@ class Slot:
                         return
                     crashes = 0 if time.monotonic() - began > self._limits.steady_s else crashes
                     crashes += 1
-                    if self._loaded is None:
+                    if self._placed is None:
                         raise Unavailable(f"{exc} while it loaded", code="worker_crashed", retry_after_s=5.0) from exc
                     await self._pause(str(exc), crashes)
                 finally:
@@ -195,35 +247,37 @@ class Slot:
             await self._become("absent")
 
     async def _load(self) -> None:
+        """Raises WorkerGone (also when it is unloaded meanwhile) and the error that refuses the model."""
         began = time.monotonic()
         await self._become("loading")
+        # what was chosen once is not chosen again: a successor stands where the first one stood
+        wanted = self.wanted if self._placed is None else self._placed.wanted
+        self._placing = asyncio.ensure_future(self._place(self.spec, wanted, self._follow))
         try:
-            async with asyncio.timeout(self._limits.load_timeout_s):
-                self._worker = await self._hire()
-                if self._closing:
-                    raise WorkerGone("not wanted any more")
-                request = wire.Load(self._directory, self.precision)
-                reply, _ = await self._worker.ask(
-                    request, silence_s=2 * self._limits.load_timeout_s, progress=self._follow
-                )
-        except TimeoutError:
-            limit = self._limits.load_timeout_s
-            raise Unavailable(f"loading took over {limit:g} s", code="load_timeout", retry_after_s=limit) from None
-        if not isinstance(reply, wire.Loaded):
-            raise WorkerGone(f"worker {self._worker.pid} answered something else")
-        self._loaded, self._error = reply, None
+            placed = await self._placing
+        except asyncio.CancelledError:
+            if self._closing and self._placing.cancelled():
+                raise WorkerGone("unloaded while it was being loaded") from None
+            raise
+        finally:
+            self._placing = None
+        self._worker, self._placed, self._error = placed.worker, placed, None
+        self._choice = placed.choice or self._choice
         self._load_s = time.monotonic() - began
+        self.last_used = time.monotonic()
+        loaded = placed.loaded
         log.info(
-            "load.done root=%s device=%s pid=%d s=%.2f", self.spec.root, reply.device, self._worker.pid, self._load_s
-        )
+            "load.done root=%s task=%s device=%s precision=%s pid=%d s=%.2f",
+            self.spec.root, loaded.task, loaded.device, loaded.precision, placed.worker.pid, self._load_s,
+        )  # fmt: skip
         await self._become("draining" if self._closing else "ready")
 
-    def _follow(self, phase: wire.Phase) -> None:
-        if phase == "warming" and self.state == "loading":
-            self.state = "warming"
+    def _follow(self, state: State) -> None:
+        if self.state != "draining":
+            self.state = state
 
     async def _serve(self) -> None:
-        """Job after job until the model is to be unloaded. Raises WorkerGone."""
+        """Job after job until the model is to be unloaded, or was idle for too long. Raises WorkerGone."""
         assert self._worker is not None
         worker = self._worker
         worker.when_ended(self._wake.set)
@@ -234,37 +288,34 @@ class Slot:
                 return
             if not worker.alive:
                 raise WorkerGone(f"worker {worker.pid} ended while it was idle")
+            left_s = math.inf if self.pinned else self.last_used + self.keep_alive_s - time.monotonic()
+            if left_s <= 0:
+                log.info("unload.idle root=%s idle_s=%.0f", self.spec.root, self.keep_alive_s)
+                await self.close(drain=True)
+                continue
             self._wake.clear()
-            await self._wake.wait()
+            await _woken(self._wake, left_s)
 
     async def _compute(self, worker: WorkerProcess, job: Job) -> None:
         if job.done.done():
             return
         self._current = job
         try:
-            reply, payload = await worker.ask(job.request(), silence_s=self._limits.silence_s)
-            if not answers(job, reply, payload):
+            reply, payload = await worker.ask(job.request, silence_s=self._limits.silence_s)
+            if not job.answered_by(reply, payload):
                 raise WorkerGone(f"worker {worker.pid} answered something else")
         except WorkerGone as exc:
             crashed = Unavailable(str(exc), code="worker_crashed", retry_after_s=1.0)
-            _fail(job, self._unloaded() if self._closing else crashed)
+            job.fail(self._unloaded() if self._closing else crashed)
             raise
         except NodeError as exc:
-            _fail(job, exc)
+            job.fail(exc)
         else:
-            if isinstance(reply, wire.Vectors) and not job.done.done():
-                job.done.set_result(self._embeddings(job, reply, payload))
+            if not job.done.done():
+                job.done.set_result((reply, payload))
         finally:
             self._current = None
-
-    def _embeddings(self, job: Job, reply: wire.Vectors, payload: bytes) -> Embeddings:
-        return Embeddings(
-            vectors=np.frombuffer(payload, dtype="<f4").reshape(reply.rows, reply.width),
-            prompt_tokens=reply.prompt_tokens,
-            model=self.snapshot(),
-            seconds=time.monotonic() - job.since,
-            truncated=reply.truncated,
-        )
+            self.last_used = time.monotonic()
 
     async def _pause(self, reason: str, crashes: int) -> None:
         """Between a crash and the next try: none after the first, then longer and longer; nobody is kept waiting."""
@@ -277,12 +328,9 @@ class Slot:
         self._refuse_queued(self._error)
         await self._become("loading")
         until = time.monotonic() + pause_s
-        while not self._closing and (left := until - time.monotonic()) > 0:
+        while not self._closing and (left_s := until - time.monotonic()) > 0:
             self._wake.clear()
-            try:
-                async with asyncio.timeout(left):
-                    await self._wake.wait()
-            except TimeoutError:
+            if not await _woken(self._wake, left_s):
                 break
             self._refuse_queued(self._error)
         self._error = None
@@ -294,7 +342,7 @@ class Slot:
 
     def _refuse_queued(self, error: NodeError) -> None:
         while self._queue:
-            _fail(self._queue.popleft(), error)
+            self._queue.popleft().fail(error)
 
     async def _become(self, state: State) -> None:
         async with self._changed:
@@ -305,14 +353,11 @@ class Slot:
         return NotFound(f"{self.spec.root} is not loaded any more", code="model_not_loaded")
 
 
-def answers(job: Job, reply: wire.Reply, payload: bytes) -> bool:
-    """Is this an answer to that job, and all of it?"""
-    if isinstance(reply, wire.Vectors):
-        whole = len(payload) == 4 * reply.rows * reply.width and reply.rows == len(job.inputs)
-        return reply.job == job.number and whole
-    return isinstance(reply, wire.Dropped) and reply.job == job.number and job.done.done()
-
-
-def _fail(job: Job, error: NodeError) -> None:
-    if not job.done.done():
-        job.done.set_exception(error)
+async def _woken(event: asyncio.Event, timeout_s: float) -> bool:
+    """Whether the event came in time."""
+    try:
+        async with asyncio.timeout(None if math.isinf(timeout_s) else timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

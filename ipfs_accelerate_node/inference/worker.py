@@ -1,8 +1,9 @@
-"""The process that holds one model: ``python -m ipfs_accelerate_node.inference.worker FD PARENT_PID THREADS``.
+"""The process that holds one model: ``python -m ipfs_accelerate_node.inference.worker FD PARENT_PID THREADS KIND``.
 
-Its main thread imports torch at once and then does one thing after another; a second thread only reads, so that a
-hung-up daemon ends the process in the middle of a computation, and a cancelled job is dropped between two forward
-passes. It opens no connection.
+Two kinds from one tree of modules: ``torch`` imports torch at once, so that a model finds it there; ``openvino`` starts
+in a fraction of that time and refuses to import torch at all, whoever asks. The main thread does one thing after
+another; a second thread only reads, so that a hung-up daemon ends the process in the middle of a computation, and a
+cancelled job is dropped between two passes. It opens no connection.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ import socket
 import sys
 import threading
 import time
+from importlib.abc import MetaPathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput, ModelUnsupported, NodeError, Unavailable
-from ipfs_accelerate_node.inference import wire
-from ipfs_accelerate_node.inference.memory import available_bytes, data_bytes
-from ipfs_accelerate_node.inference.model_files import inspect
-
-if TYPE_CHECKING:
-    from ipfs_accelerate_node.inference.torch_engine import TorchSession
+from ipfs_accelerate_node.inference import devices, wire
+from ipfs_accelerate_node.inference.devices import Kind
+from ipfs_accelerate_node.inference.model import Options
+from ipfs_accelerate_node.inference.session import Session
 
 PR_SET_PDEATHSIG = 1
 SIGN_OF_LIFE_S = 0.5  # Progress is sent at most so often
-ROOM_BYTES = 4 << 30  # beyond twice the weights: activations, tokenizer, thread stacks
+MAX_EXAMPLES = 4096
+MIN_TIMINGS, MAX_TIMINGS = 3, 50
+HEAVY = frozenset({"torch", "transformers", "nncf"})  # what an OpenVINO worker never imports
 
 
 class _Cancelled(Exception):
@@ -38,11 +41,13 @@ class _Cancelled(Exception):
 
 
 class Worker:
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, kind: Kind, threads: int) -> None:
         self._connection = connection
+        self._kind = kind
+        self._threads = threads
         self._requests: queue.SimpleQueue[wire.Request] = queue.SimpleQueue()
         self._cancelled: set[int] = set()
-        self._session: TorchSession | None = None
+        self._session: Session | None = None
         self._last_sign = 0.0
 
     def read(self) -> None:
@@ -65,7 +70,7 @@ class Worker:
             except NodeError as exc:
                 self._send(wire.Failure.of(exc))
             except _Cancelled:
-                assert isinstance(request, wire.Embed)
+                assert isinstance(request, wire.Infer | wire.Primary)
                 self._send(wire.Dropped(request.job))
             except MemoryError as exc:
                 self._send(wire.Failure.of(_out_of_memory(exc)))
@@ -83,60 +88,72 @@ class Worker:
 
     def _answer(self, request: wire.Request) -> tuple[wire.Reply, bytes]:
         match request:
-            case wire.Load():
-                return self._load(request), b""
-            case wire.Embed():
-                return self._embed(request)
-            case wire.Devices():
-                from ipfs_accelerate_node.inference import torch_engine
-
-                return wire.DeviceList(torch_engine.cuda_devices(), torch_engine.versions()), b""
+            case wire.Infer():
+                return self._infer(request)
+            case wire.Primary():
+                self._between(request.job)
+                values = np.ascontiguousarray(self._held.primary(request.item), dtype="<f4")
+                return wire.Array(request.job, values.shape), values.tobytes()
+            case wire.Examples():
+                count = min(request.count, MAX_EXAMPLES)
+                items = [self._held.processing.example(request.first + i) for i in range(count)]
+                return wire.Samples(request.job, items), b""
+            case wire.Calibrate():
+                return self._calibrate(request), b""
+            case wire.Imports():
+                return wire.Imported(sorted({name.partition(".")[0] for name in sys.modules})), b""
             case wire.Cancel():
                 raise AssertionError("taken by the reader")
+            case _:
+                return self._prepare(request), b""
 
-    def _load(self, request: wire.Load) -> wire.Loaded:
-        from ipfs_accelerate_node.inference import torch_engine
+    def _prepare(self, request: wire.Inspect | wire.Load | wire.Devices) -> wire.Reply:
+        from ipfs_accelerate_node.inference import opening
 
-        self._progress("loading")
-        files = inspect(Path(request.path), available_bytes=available_bytes())
-        limit = data_bytes() + 2 * files.estimate_bytes + ROOM_BYTES
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        session, notes = torch_engine.TorchSession.load(files)
-        self._progress("warming")
-        session.warm_up()
-        self._session = session
-        return wire.Loaded(
-            device=session.device,
-            width=session.width,
-            max_tokens=files.max_tokens,
-            vocab_size=files.encoder.vocab_size,
-            architecture=files.encoder.architecture,
-            pooling=files.settings.pooling,
-            normalize=files.settings.normalize,
-            notes=files.notes + notes,
-            versions=torch_engine.versions(),
-        )
+        match request:
+            case wire.Inspect():
+                return opening.describe(Path(request.path))
+            case wire.Load():
+                self._session, loaded = opening.open_session(request, self._kind, self._threads, self._progress)
+                return loaded
+            case wire.Devices():
+                return devices.torch_devices() if self._kind == "torch" else devices.openvino_devices()
 
-    def _embed(self, request: wire.Embed) -> tuple[wire.Reply, bytes]:
+    @property
+    def _held(self) -> Session:
         if self._session is None:
             raise Unavailable("no model is loaded in this process")
+        return self._session
 
+    def _between(self, job: int) -> None:
+        """Called between passes: the place where a job nobody waits for ends."""
+        if job in self._cancelled:
+            self._cancelled.discard(job)
+            raise _Cancelled
+        self._progress("computing")
+
+    def _infer(self, request: wire.Infer) -> tuple[wire.Reply, bytes]:
         def between() -> None:
-            if request.job in self._cancelled:
-                self._cancelled.discard(request.job)
-                raise _Cancelled
-            self._progress("computing")
+            self._between(request.job)
 
         between()
-        tokens = self._session.tokens
-        if request.ids is not None:
-            rows = tokens.of_ids(request.ids, truncate=request.truncate)
-        else:
-            rows = tokens.of_texts(request.texts or [], truncate=request.truncate)
-        vectors = self._session.embed(rows, dimensions=request.dimensions, normalize=request.normalize, between=between)
-        count = sum(len(row) for row in rows.ids)
-        header = wire.Vectors(request.job, vectors.shape[0], vectors.shape[1], count, rows.truncated)
-        return header, vectors.tobytes()
+        outputs = self._held.infer(request.items, request.options, between)
+        return wire.pack_outputs(request.job, outputs)
+
+    def _calibrate(self, request: wire.Calibrate) -> wire.Timings:
+        """One pass that does not count, then as many as the time allows."""
+        session, options = self._held, Options(max_new_tokens=8)
+        until = time.monotonic() + request.seconds
+        samples: list[int] = []
+        while len(samples) <= MAX_TIMINGS and (len(samples) <= MIN_TIMINGS or time.monotonic() < until):
+            self._progress("computing")
+            item = session.processing.example(len(samples) % 4)
+            began = time.perf_counter_ns()
+            session.infer([item], options, lambda: None)
+            samples.append(time.perf_counter_ns() - began)
+            if len(samples) > 1 and time.monotonic() > until + request.seconds:
+                break
+        return wire.Timings(samples[1:])
 
 
 def _out_of_memory(exc: BaseException) -> Unavailable:
@@ -148,7 +165,7 @@ def _translated(request: wire.Request, exc: Exception) -> NodeError:
     said = f"{type(exc).__name__}: {str(exc).strip()[:300]}"
     if "allocate memory" in str(exc) or "out of memory" in str(exc):
         return _out_of_memory(exc)
-    if isinstance(request, wire.Load):
+    if isinstance(request, wire.Load | wire.Inspect):
         return ModelUnsupported(f"the model cannot be loaded: {said}", code="bad_config")
     if isinstance(exc, UnicodeError):
         return InvalidInput(f"a text is not valid Unicode: {said}", param="input")
@@ -168,20 +185,38 @@ def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 20, 16 << 20))
 
 
+class NoTorch(MetaPathFinder):
+    """Makes ``import torch`` fail as if it were not installed: a library that would like it does without."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        if fullname.partition(".")[0] in HEAVY:
+            raise ModuleNotFoundError(f"{fullname} is not imported in an OpenVINO worker", name=fullname)
+
+
 def main(arguments: list[str]) -> None:
-    descriptor, parent, threads = (int(argument) for argument in arguments)
+    descriptor, parent, threads = (int(argument) for argument in arguments[:3])
+    kind: Kind = "openvino" if arguments[3] == "openvino" else "torch"
     die_with(parent)
     limit_files()
     faulthandler.enable()
-    worker = Worker(socket.socket(fileno=descriptor))
+    worker = Worker(socket.socket(fileno=descriptor), kind, threads)
     threading.Thread(target=worker.read, name="read requests", daemon=True).start()
+    if kind == "torch":
+        _set_up_torch(threads)
+    else:
+        sys.meta_path.insert(0, NoTorch())
+        import openvino  # noqa: F401 - loaded before a model is asked for
+    worker.run()
+
+
+def _set_up_torch(threads: int) -> None:
     import torch
 
-    from ipfs_accelerate_node.inference import torch_engine  # noqa: F401 - loaded before a model is asked for
+    from ipfs_accelerate_node.inference import opening  # noqa: F401 - loaded before a model is asked for
+    from ipfs_accelerate_node.inference.torch import engine  # noqa: F401
 
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    worker.run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,200 @@
+"""Stored models, and mocks, by reference: loaded on request or on first use, held in the store as long as loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.reference import MockRef, parse_reference
+from ipfs_accelerate_node.errors import (
+    DeviceUnavailable,
+    Loading,
+    ModelUnsupported,
+    NodeError,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
+from ipfs_accelerate_node.inference.model import Embeddings, Inferred, Item, LoadedModel, ModelSpec, Options
+from ipfs_accelerate_node.inference.placing import Wanted
+from ipfs_accelerate_node.inference.registry import Registry
+from ipfs_accelerate_node.store import Store, StoredModel
+
+log = logging.getLogger(__name__)
+
+LOAD_WAIT_S = 20.0  # a request waits so long for a model that is being loaded, then is told to come back
+
+
+class Serving:
+    """find: the stored model that a reference means. group: where loads go on when their first caller has gone.
+    allow_mock: a mock of the task stands in, marked as one, where the model cannot be had."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        *,
+        find: Callable[[str], StoredModel],
+        group: asyncio.TaskGroup,
+        allow_mock: bool,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._find = find
+        self._group = group
+        self._allow_mock = allow_mock
+        self._held: dict[str, AbstractContextManager[StoredModel]] = {}
+        self._loads: dict[tuple[str, Wanted], asyncio.Task[LoadedModel | NodeError]] = {}
+
+    def close(self) -> None:
+        for task in self._loads.values():
+            task.cancel()
+
+    async def load(
+        self,
+        ref: str,
+        *,
+        device: str = "auto",
+        precision: str | None = None,
+        task: str | None = None,
+        alias: str | None = None,
+        keep_alive_s: float | None = None,
+        pinned: bool | None = None,
+        thorough: bool = False,
+        allow_mock: bool = False,
+    ) -> LoadedModel:
+        """A stored model, or a mock that is named as one; joins a load of the same that is under way. See
+        ``Registry.load``; raises NotFound beside what that raises."""
+        spec = await self._spec(ref, task)
+        if not spec.mock:
+            self._hold(Cid.parse(spec.root))
+        try:
+            return await self._registry.load(
+                spec,
+                device=device,
+                precision=precision,
+                task=task,
+                alias=alias,
+                keep_alive_s=keep_alive_s,
+                pinned=pinned,
+                thorough=thorough,
+            )
+        except NodeError as exc:
+            if self._registry.find(spec.root) is None:
+                self.release(spec.root)
+            return await self._mocked(exc, task, allow_mock)
+
+    async def _spec(self, ref: str, task: str | None) -> ModelSpec:
+        reference = parse_reference(ref)
+        if isinstance(reference, MockRef):
+            if task not in (None, reference.task):
+                raise ModelUnsupported(f"{ref} does {reference.task}, not {task}", code="task_unsupported")
+            return ModelSpec(root=ref, path=None, source="mock", task=reference.task, mock=True)
+        model = await asyncio.to_thread(self._find, ref)
+        return ModelSpec(str(model.root), model.path, model.names, source=model.provenance.kind, task=task)
+
+    async def _mocked(self, error: NodeError, task: str | None, allowed: bool) -> LoadedModel:
+        """The mock of the task, where that was allowed and the model itself cannot be had; a named device, or too much
+        work, is no reason for one. Raises the error otherwise."""
+        final = isinstance(error, DeviceUnavailable | Overloaded | Loading)
+        lacking = isinstance(error, NotFound | ModelUnsupported | Unavailable) and not final
+        if not (allowed or self._allow_mock) or not lacking or task is None:
+            raise error
+        log.warning("mock.stands_in task=%s reason=%s", task, error)
+        spec = ModelSpec(root=f"mock:{task}", path=None, source="mock", task=task, mock=True)
+        return await self._registry.load(spec)
+
+    def _hold(self, root: Cid) -> None:
+        """A loaded model's files are in use: never evicted, never removed."""
+        key = str(root)
+        if key not in self._held:
+            held = self._store.use(root)
+            held.__enter__()
+            self._held[key] = held
+
+    def release(self, root: str) -> None:
+        """Called when nothing of a model is loaded any more."""
+        if (held := self._held.pop(root, None)) is not None:
+            held.__exit__(None, None, None)
+
+    async def unload(self, name: str) -> None:
+        """Ends the model's workers. Raises NotFound when it is not loaded."""
+        known = name if self._registry.find(name) is not None else await asyncio.to_thread(self._root_of, name)
+        if self._registry.find(known) is None:
+            raise NotFound(f"{name[:200]} is not loaded", code="model_not_loaded")
+        await self._registry.unload(known)
+
+    def _root_of(self, name: str) -> str:
+        try:
+            return str(self._find(name).root)
+        except NodeError:
+            return name
+
+    async def infer(
+        self,
+        ref: str,
+        items: Sequence[Item],
+        options: Options,
+        *,
+        task: str | None = None,
+        device: str = "auto",
+        precision: str | None = None,
+        allow_mock: bool = False,
+    ) -> Inferred:
+        """One output per item, same order. Loads a stored model on first use; Loading when that takes longer than
+        LOAD_WAIT_S (it goes on loading)."""
+        try:
+            loaded = await self._loaded(ref, task, device, precision)
+        except NodeError as exc:
+            loaded = await self._mocked(exc, task, allow_mock)
+        return await self._registry.infer(loaded, items, options, task=task)
+
+    async def embed(
+        self,
+        ref: str,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate: bool = True,
+    ) -> Embeddings:
+        """The same for text embeddings."""
+        try:
+            loaded = await self._loaded(ref, "embedding", "auto", None)
+        except NodeError as exc:
+            loaded = await self._mocked(exc, "embedding", allowed=False)
+        return await self._registry.embed(loaded, inputs, dimensions=dimensions, normalize=normalize, truncate=truncate)
+
+    async def _loaded(self, ref: str, task: str | None, device: str, precision: str | None) -> LoadedModel:
+        """What is loaded and fits; else it is loaded now."""
+        like = self._registry.find_like
+        found = like(ref, task=task, device=device, precision=precision)
+        if found is None and not ref.startswith("mock:"):
+            root = await asyncio.to_thread(self._root_of, ref)
+            found = like(root, task=task, device=device, precision=precision)
+        if found is not None and found.state == "ready":
+            return found
+        return await self._load_for(ref, Wanted(task, device, precision or "f32"))
+
+    async def _load_for(self, ref: str, wanted: Wanted) -> LoadedModel:
+        task = self._loads.get((ref, wanted))
+        if task is None:
+            task = self._group.create_task(self._load_quietly(ref, wanted), name=f"load {ref}")
+            self._loads[ref, wanted] = task
+            task.add_done_callback(lambda _: self._loads.pop((ref, wanted), None))
+        await asyncio.wait({task}, timeout=LOAD_WAIT_S)
+        if not task.done():
+            raise Loading(f"{ref} is being loaded", retry_after_s=LOAD_WAIT_S / 4)
+        if isinstance(outcome := task.result(), NodeError):
+            raise outcome
+        return outcome
+
+    async def _load_quietly(self, ref: str, wanted: Wanted) -> LoadedModel | NodeError:
+        """A failed load is an answer to those who wait for it, not a fault of the node."""
+        try:
+            return await self.load(ref, device=wanted.device, precision=wanted.precision, task=wanted.task)
+        except NodeError as exc:
+            return exc
