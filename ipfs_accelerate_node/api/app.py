@@ -6,7 +6,17 @@ import asyncio
 
 from aiohttp import web
 
-from ipfs_accelerate_node.api import gateway, health, inference_routes, native, openai_routes, pins, reports, storage, uploads
+from ipfs_accelerate_node.api import (
+    gateway,
+    health,
+    inference_routes,
+    native,
+    openai_routes,
+    pins,
+    reports,
+    storage,
+    uploads,
+)
 from ipfs_accelerate_node.api.access import Gate, is_loopback
 from ipfs_accelerate_node.api.browser import Origins
 from ipfs_accelerate_node.api.context import CONFIG, KEYS, NODE

@@ -48,6 +48,7 @@ COMMANDS = {
     "unload": ("inference", "End a model's worker process."),
     "embed": ("inference", "Embed texts with a model."),
     "bench": ("inference", "Measure a model once, as a signed record."),
+    "report": ("report", "Run every model on every device and say what is REAL, how fast, and by what evidence."),
     "keys": ("keys", "Make, list and remove API keys."),
     "doctor": ("doctor", "Say what is there, what is missing and how to mend it."),
 }

@@ -120,9 +120,13 @@ class Daemon:
         """POST of a body made while it is sent; the reply's JSON. A refusal that comes early is read all the same."""
         return self._json(self._request("POST", path, pieces, {"Content-Type": content_type}, None))
 
-    def events(self, path: str) -> Iterator[tuple[str, Any]]:
+    def events(self, path: str, *, method: str = "GET", body: object = None) -> Iterator[tuple[str, Any]]:
         """Server-sent events as (name, JSON data) until the stream ends. Raises like `call`."""
-        reply = self._request("GET", path, None, {"Accept": "text/event-stream"}, EVENTS_TIMEOUT_S)
+        headers = {"Accept": "text/event-stream"}
+        encoded = None if body is None else json.dumps(body).encode()
+        if encoded is not None:
+            headers["Content-Type"] = "application/json"
+        reply = self._request(method, path, encoded, headers, EVENTS_TIMEOUT_S)
         if reply.status != 200 or not (reply.getheader("Content-Type") or "").startswith("text/event-stream"):
             self._json(reply)
             raise self._stranger("it sent no events")

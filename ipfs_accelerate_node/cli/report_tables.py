@@ -1,0 +1,168 @@
+"""How a report looks: tables for a terminal, tab-separated rows for a pipe, Markdown for a file.
+
+All of it may have come from another machine, so every text is escaped for where it goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ipfs_accelerate_node.benchmarks.cells import Cell, Comparison, Report, SideCell, matrix
+from ipfs_accelerate_node.cli.render import clean, size, table
+
+HEADER = (
+    "model", "task", "device", "engine", "precision", "status", "agreement", "p50 ms", "p95 ms", "throughput",
+    "memory", "load s",
+)  # fmt: skip
+_SHORT = (0, 2, 4, 5, 6, 7, 8, 9, 10, 11)  # of HEADER, where the width of a terminal counts
+
+
+def row(cell: Cell) -> tuple[str, ...]:
+    speed = "" if cell.throughput is None else f"{cell.throughput:.4g} {cell.unit}"
+    return (
+        cell.model,
+        cell.task,
+        cell.device,
+        cell.engine,
+        cell.precision,
+        cell.status,
+        "" if cell.agreement is None else agreement(cell.agreement),
+        "" if cell.p50_ms is None else f"{cell.p50_ms:.4g}",
+        "" if cell.p95_ms is None else f"{cell.p95_ms:.4g}",
+        speed,
+        "" if cell.memory_bytes is None else size(cell.memory_bytes),
+        "" if cell.load_s is None else f"{cell.load_s:.3g}",
+    )
+
+
+def agreement(value: float) -> str:
+    """Never rounded up to 1."""
+    return "1" if value == 1.0 else f"{int(value * 1e6) / 1e6:.6f}" if value > 0 else f"{value:.6f}"
+
+
+def remarks(cell: Cell) -> list[str]:
+    """The reason, then the notes."""
+    return [*([cell.reason] if cell.reason else []), *cell.notes]
+
+
+def machine_lines(machine: dict[str, Any]) -> list[str]:
+    """What the machine is, then a line per device that is there."""
+    memory = machine.get("memory_bytes")
+    parts = [
+        machine.get("cpu"),
+        f"{machine['cores']} cores" if "cores" in machine else None,
+        f"{size(memory)} memory" if isinstance(memory, int) else None,
+        machine.get("system"),
+    ]
+    lines = [", ".join(str(part) for part in parts if part)]
+    devices = machine.get("devices")
+    for device in devices if isinstance(devices, list) else []:
+        if not isinstance(device, dict):
+            continue
+        versions = device.get("versions")
+        told = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""
+        absent = "" if device.get("available") else f", not available: {device.get('reason') or 'no reason told'}"
+        lines.append(f"{device.get('device')}: {device.get('name')}" + (f" ({told})" if told else "") + absent)
+    return lines
+
+
+# -- terminal and pipe
+
+
+def show(report: Report, *, terminal: bool) -> None:
+    """Into a pipe one line per cell with everything in it; on a terminal the table, then its remarks."""
+    if not terminal:
+        table((*HEADER, "remarks"), [(*row(cell), "; ".join(remarks(cell))) for cell in report.cells])
+        return
+    for line in machine_lines(report.machine):
+        print(clean(line))
+    print()
+    table([HEADER[i] for i in _SHORT], [[row(cell)[i] for i in _SHORT] for cell in report.cells])
+    print()
+    for cell in report.cells:
+        for remark in remarks(cell):
+            print(clean(f"{cell.model} on {cell.device} ({cell.precision}): {remark}"))
+
+
+def show_many(together: Comparison) -> None:
+    for index, machine in enumerate(together.machines):
+        for number, line in enumerate(machine_lines(machine)):
+            print(clean(f"{letter(index)}  {line}" if number == 0 else f"   {line}"))
+    print()
+    header, rows = overview(together)
+    table(header, rows)
+    print()
+    table(("machine", *(HEADER[i] for i in _SHORT)), [(letter(c.machine), *short(c)) for c in together.cells])
+
+
+def short(cell: Cell) -> tuple[str, ...]:
+    cells = row(cell)
+    return tuple(cells[i] for i in _SHORT)
+
+
+def letter(index: int) -> str:
+    return chr(ord("A") + index) if index < 26 else str(index + 1)
+
+
+def overview(together: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Models by devices, each with the best that any of the machines has, and which one that is."""
+    models, devices, best = matrix(together.cells)
+
+    def text(model: str, device: str) -> str:
+        cell = best.get((model, device))
+        if not isinstance(cell, SideCell):
+            return "—"
+        told = f" {cell.p50_ms:.4g} ms" if cell.p50_ms is not None and cell.status == "REAL" else ""
+        return f"{cell.status}{told} [{letter(cell.machine)}]"
+
+    return ["model", *devices], [[model, *(text(model, device) for device in devices)] for model in models]
+
+
+# -- Markdown
+
+
+def markdown(report: Report) -> str:
+    lines = ["# Report", "", *_machine_markdown(report.machine), ""]
+    lines += _markdown_table(HEADER, [row(cell) for cell in report.cells])
+    return "\n".join([*lines, "", *_evidence(report.cells)]) + "\n"
+
+
+def markdown_of_many(together: Comparison) -> str:
+    lines = ["# Report of several machines", ""]
+    for index, machine in enumerate(together.machines):
+        lines += [f"**{letter(index)}**", "", *_machine_markdown(machine), ""]
+    header, rows = overview(together)
+    lines += [*_markdown_table(header, rows), ""]
+    lines += _markdown_table(("machine", *HEADER), [(letter(cell.machine), *row(cell)) for cell in together.cells])
+    return "\n".join([*lines, "", *_evidence(together.cells)]) + "\n"
+
+
+def _machine_markdown(machine: dict[str, Any]) -> list[str]:
+    return [f"- {escaped(line)}" for line in machine_lines(machine)]
+
+
+def _evidence(cells: Sequence[Cell]) -> list[str]:
+    """Roots once per model, then what is to be said of each cell."""
+    roots = dict.fromkeys((cell.model, cell.root) for cell in cells if cell.model != cell.root)
+    lines = [f"- {escaped(model)} is {escaped(root)}" for model, root in roots]
+    for cell in cells:
+        where = f"[{letter(cell.machine)}] " if isinstance(cell, SideCell) else ""
+        lines += [
+            f"- {where}{escaped(cell.model)} on {escaped(cell.device)} ({escaped(cell.precision)}): {escaped(remark)}"
+            for remark in remarks(cell)
+        ]
+    return lines
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(escaped(title) for title in header)} |", "|" + "---|" * len(header)]
+    return lines + [f"| {' | '.join(escaped(cell) for cell in cells)} |" for cells in rows]
+
+
+def escaped(text: str) -> str:
+    """Plain text in Markdown: no markup, no HTML, no end of a table's cell."""
+    plain = clean(text)
+    for mark in "\\`*_[]<>|#":
+        plain = plain.replace(mark, f"\\{mark}")
+    return plain
