@@ -193,9 +193,8 @@ def _clip(directory: Path) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([begin, end])
-    tokenizer.post_processor = processors.RobertaProcessing((end, _known(tokenizer, end)), (begin, _known(tokenizer, begin)), add_prefix_space=False,
-        trim_offsets=False,
-    )  # fmt: skip
+    ends = ((end, _known(tokenizer, end)), (begin, _known(tokenizer, begin)))
+    tokenizer.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False, trim_offsets=False)
     return tokenizer
 
 
