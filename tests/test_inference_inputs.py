@@ -1,20 +1,44 @@
-"""Row H5 of the bad-input catalogue, and the mock."""
+"""Row H5 of the bad-input catalogue, and the mocks."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from ipfs_accelerate_node.errors import InvalidInput, PayloadTooLarge
+from ipfs_accelerate_node.errors import InvalidInput, ModelUnsupported, PayloadTooLarge
 from ipfs_accelerate_node.inference import mock
 from ipfs_accelerate_node.inference.inputs import (
+    KINDS,
     MAX_CHARS,
     MAX_IDS,
     MAX_INPUTS,
     check_dimensions,
     check_inputs,
+    check_items,
 )
-from ipfs_accelerate_node.inference.model import Embeddings, ModelSpec
+from ipfs_accelerate_node.inference.model import (
+    TASKS,
+    Audio,
+    Chat,
+    Entities,
+    Fills,
+    Generated,
+    Ids,
+    Image,
+    ImageChoice,
+    Item,
+    Message,
+    ModelSpec,
+    Options,
+    Output,
+    Pair,
+    Scores,
+    Text,
+    Vector,
+)
 
 
 @pytest.mark.parametrize("inputs", [["a"], ["a", " "], ["\U0001f600", "e\u0301"], [[0]], [[1, 2], [9]], ([3],)])
@@ -74,35 +98,118 @@ def test_dimensions_accepted() -> None:
         check_dimensions(dimensions, width=16)
 
 
-class TestMock:
-    model = mock.mock_model(ModelSpec("mock:embedding", None, source="mock", mock=True), ())
+def mocked(task: str, *items: Item, **options: Any) -> list[Output]:
+    return mock.infer(task, items, Options(**options))
 
-    def embed(self, *inputs: str, dimensions: int | None = None, normalize: bool | None = None) -> Embeddings:
-        return mock.embed(self.model, list(inputs), dimensions=dimensions, normalize=normalize, seconds=0.0)
 
-    def test_says_what_it_is(self) -> None:
-        model = self.model
-        assert (model.implementation, model.engine, model.source) == ("MOCK", "mock", "mock")
+def vectors(*texts: str, **options: Any) -> list[NDArray[np.float32]]:
+    outputs = mocked("embedding", *map(Text, texts), **options)
+    return [output.values for output in outputs if isinstance(output, Vector)]
 
+
+class TestMockEmbedding:
     def test_equal_texts_have_equal_unit_vectors_others_do_not(self) -> None:
-        vectors = self.embed("one", "two", "one").vectors
-        assert vectors.shape == (3, 384)
-        assert vectors.dtype == np.float32
-        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
-        assert (vectors[0] == vectors[2]).all()
-        assert abs(vectors[0] @ vectors[1]) < 0.3
+        one, two, again = vectors("one", "two", "one")
+        assert (one.shape, one.dtype) == ((384,), np.float32)
+        np.testing.assert_allclose(np.linalg.norm([one, two], axis=1), 1.0, atol=1e-6)
+        assert (one == again).all()
+        assert abs(one @ two) < 0.3
 
     def test_is_the_same_everywhere(self) -> None:
         """A fixed vector: other machines and later versions must give it too."""
-        assert self.embed("hello").vectors[0, :3].tolist() == pytest.approx(
-            [0.07642774, 0.0690992, 0.061499704], abs=1e-7
-        )
+        (found,) = vectors("hello")
+        assert found[:3].tolist() == pytest.approx([0.07642774, 0.0690992, 0.061499704], abs=1e-7)
 
     def test_text_and_token_ids_differ(self) -> None:
-        ids = mock.embed(self.model, [[104]], dimensions=None, normalize=None, seconds=0.0)
-        assert not np.allclose(ids.vectors, self.embed("h").vectors)
+        (ids,) = mocked("embedding", Ids((104,)))
+        assert isinstance(ids, Vector)
+        assert not np.allclose(ids.values, vectors("h")[0])
 
     def test_dimensions_cut_then_normalise(self) -> None:
-        whole = self.embed("x").vectors[0, :8]
-        np.testing.assert_allclose(self.embed("x", dimensions=8).vectors[0], whole / np.linalg.norm(whole), rtol=1e-6)
-        np.testing.assert_array_equal(self.embed("x", dimensions=8, normalize=False).vectors[0], whole)
+        whole = vectors("x")[0][:8]
+        np.testing.assert_allclose(vectors("x", dimensions=8)[0], whole / np.linalg.norm(whole), rtol=1e-6)
+        np.testing.assert_array_equal(vectors("x", dimensions=8, normalize=False)[0], whole)
+
+
+SAMPLES: dict[str, Item] = {
+    "embedding": Text("a"),
+    "text-classification": Pair("a", "b"),
+    "rerank": Pair("query", "document"),
+    "token-classification": Text("Ada met Bob"),
+    "fill-mask": Text("Paris is the [MASK] of France"),
+    "zero-shot-image-classification": ImageChoice(b"x", ("cat", "dog", "cow")),
+    "text2text-generation": Text("a"),
+    "text-generation": Chat((Message("user", "hello"),)),
+    "automatic-speech-recognition": Audio(b"x"),
+    "image-classification": Image(b"x"),
+}
+SHAPES = {
+    "embedding": Vector,
+    "token-classification": Entities,
+    "fill-mask": Fills,
+    "text2text-generation": Generated,
+    "text-generation": Generated,
+    "automatic-speech-recognition": Generated,
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_mock_that_says_so(task: str) -> None:
+    model = mock.mock_model(ModelSpec(f"mock:{task}", None, source="mock", mock=True), ())
+    assert (model.implementation, model.engine, model.source) == ("MOCK", "mock", "mock")
+    assert (model.task, model.notes) == (task, (mock.WARNING,))
+    (output,) = mocked(task, SAMPLES[task])
+    assert type(output) is SHAPES.get(task, Scores)
+    if not isinstance(output, Vector):
+        assert [output] == mocked(task, SAMPLES[task])
+
+
+def test_mocks_answer_in_the_shape_of_the_request() -> None:
+    (choice,) = mocked("zero-shot-image-classification", SAMPLES["zero-shot-image-classification"], top_k=2)
+    assert isinstance(choice, Scores)
+    assert len(choice.items) == 2
+    assert {score.label for score in choice.items} < {"cat", "dog", "cow"}
+    assert choice.items[0].score >= choice.items[1].score
+    (entities,) = mocked("token-classification", Text("Ada met Bob"))
+    assert isinstance(entities, Entities)
+    assert [("Ada met Bob"[e.start : e.end], e.text) for e in entities.items] == [("Ada", "Ada"), ("Bob", "Bob")]
+    (filled,) = mocked("fill-mask", SAMPLES["fill-mask"], top_k=3)
+    assert isinstance(filled, Fills)
+    assert len(filled.items) == 3
+    assert all("[MASK]" not in fill.text for fill in filled.items)
+    (short,) = mocked("text-generation", Text("a"), max_new_tokens=2)
+    assert isinstance(short, Generated)
+    assert (len(short.ids), short.finish, short.text[:4]) == (2, "length", "MOCK")
+
+
+def test_no_other_mocks() -> None:
+    with pytest.raises(ModelUnsupported) as caught:
+        mock.mock_model(ModelSpec("mock:dreaming", None, source="mock", mock=True), ())
+    assert caught.value.code == "task_unsupported"
+
+
+@pytest.mark.parametrize(
+    ("task", "items", "index"),
+    [
+        ("embedding", [Text("a"), Pair("a", "b")], 1),
+        ("rerank", [Text("a")], 0),
+        ("fill-mask", [Text("a"), Text("")], 1),
+        ("image-classification", [Image(b"")], 0),
+        ("automatic-speech-recognition", [Image(b"x")], 0),
+        ("zero-shot-image-classification", [ImageChoice(b"x", ())], 0),
+        ("text-generation", [Chat(())], 0),
+        ("text-classification", [Pair("a\0", "b")], 0),
+    ],
+)
+def test_items_that_a_task_cannot_use(task: str, items: list[Item], index: int) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_items(items, Options(), task)
+    assert caught.value.detail["index"] == index
+
+
+def test_items_of_every_task() -> None:
+    assert set(KINDS) == set(TASKS) == set(SAMPLES)
+    for task, item in SAMPLES.items():
+        check_items([item], Options(), task)
+    with pytest.raises(InvalidInput):
+        check_items([Text("a")], Options(temperature=-1.0), "text-generation")

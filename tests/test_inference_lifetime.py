@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 
 from ipfs_accelerate_node.errors import NotFound, Unavailable
-from ipfs_accelerate_node.inference import wire
 from ipfs_accelerate_node.inference.model import ModelSpec
 from ipfs_accelerate_node.inference.registry import Registry
-from ipfs_accelerate_node.inference.slot import Job, answers
 from tests.support.models import tiny_model
 from tests.support.workers import ended, gone, registry_in_its_task
 
@@ -70,12 +68,12 @@ async def test_leaving_ends_workers_and_answers_those_who_wait(directory: Path) 
 
 async def test_a_prestarted_worker_is_taken_and_one_never_used_is_ended(directory: Path) -> None:
     async with Registry(threads=1) as registry:
-        spare = registry._spare
+        spare = registry._placing.spare
         assert spare is not None
         assert (await registry.load(ModelSpec("bafyspare", directory))).pid == spare.pid
     async with Registry(threads=1) as registry:
-        assert registry._spare is not None
-        pid = registry._spare.pid
+        assert registry._placing.spare is not None
+        pid = registry._placing.spare.pid
     assert gone(pid)
 
 
@@ -83,10 +81,8 @@ async def test_a_worker_dies_with_its_daemon(directory: Path) -> None:
     code = f"""
 import asyncio
 from pathlib import Path
-from ipfs_accelerate_node.inference import wire
 from ipfs_accelerate_node.inference.model import ModelSpec
 from ipfs_accelerate_node.inference.registry import Registry
-from ipfs_accelerate_node.inference.slot import Job, answers
 
 async def main():
     async with Registry(threads=1) as registry:
@@ -103,14 +99,3 @@ asyncio.run(main())
     daemon.kill()
     await daemon.wait()
     await ended(pid)
-
-
-async def test_only_a_whole_answer_to_its_own_job_counts() -> None:
-    """A worker has read strangers' files: its answers are checked like anybody's."""
-    job = Job(["a", "b"], None, None, True, asyncio.get_running_loop().create_future())
-    assert answers(job, wire.Vectors(job.number, 2, 3, 4, 0), bytes(24))
-    for rows, size, number in ((2, 23, 0), (3, 36, 0), (2, 24, 1)):
-        assert not answers(job, wire.Vectors(job.number + number, rows, 3, 4, 0), bytes(size))
-    assert not answers(job, wire.Dropped(job.number), b"")
-    job.done.cancel()
-    assert answers(job, wire.Dropped(job.number), b"")

@@ -220,7 +220,7 @@ async def test_cancelled_callers_free_their_places(registry: Registry, model: Lo
         task.cancel()
     assert (await tasks[11]).vectors.shape == (1500, 16)
     assert all(task.cancelled() for task in tasks[:11])
-    assert registry._slots["bafytiny"].waiting == 0
+    assert registry.waiting(model) == 0
     found = registry.find("tiny")
     assert found is not None
     assert found.pid == model.pid

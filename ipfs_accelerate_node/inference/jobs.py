@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -56,10 +57,7 @@ class Job:
                 numbers = sum(head.width for head in heads if isinstance(head, wire.VectorHead))
                 return job == self.number and len(heads) == len(items) and len(payload) == 4 * numbers
             case wire.Primary(), wire.Array(job=job, shape=shape):
-                numbers = 1
-                for length in shape:
-                    numbers *= length
-                return job == self.number and len(payload) == 4 * numbers
+                return job == self.number and min(shape, default=1) >= 0 and len(payload) == 4 * math.prod(shape)
             case wire.Examples(count=count), wire.Samples(job=job, items=found):
                 return job == self.number and len(found) == count
             case _:

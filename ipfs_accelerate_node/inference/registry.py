@@ -366,6 +366,10 @@ class Registry:
         assert isinstance(reply, wire.Samples)
         return list(reply.items)
 
+    def waiting(self, model: LoadedModel | str) -> int:
+        """Requests that are queued or computed. Raises NotFound."""
+        return self._slot(model).waiting
+
     async def accelerators(self) -> list[Accelerator]:
         """Every device that torch and OpenVINO report here; found once, then remembered. May take seconds."""
         keep = self._prestart and not self._slots
