@@ -25,22 +25,31 @@ _OTHERS = (
     "num_attention_heads", "num_heads", "n_head", "n_heads", "encoder_attention_heads", "decoder_attention_heads",
     "num_key_value_heads", "head_dim", "d_kv", "vocab_size", "max_position_embeddings", "n_positions", "n_ctx",
     "max_source_positions", "max_target_positions", "type_vocab_size", "embedding_size", "projection_dim",
-    "image_size", "patch_size", "num_channels", "num_mel_bins", "relative_attention_num_buckets",
+    "image_size", "patch_size", "embed_dim", "num_channels", "num_mel_bins", "relative_attention_num_buckets",
     "relative_attention_max_distance", "hidden_groups", "inner_group_num", "num_groups", "conv_kernel_size",
     "head_ratio", "hidden_dim_output", "depth_divisor", "embedding_dim", "stem_hidden_size", "stem_channels",
     "position_buckets", "local_attention", "global_attn_every_n_layers", "true_hidden_size", "bottleneck_size",
 )  # fmt: skip
 _LISTS = (
     "hidden_sizes", "depths", "kernel_sizes", "in_channels", "out_channels", "strides", "num_block_repeats",
-    "expand_ratios",
+    "expand_ratios", "num_heads", "embed_dims",
 )  # fmt: skip
 _MAY_BE_NONE = frozenset(
-    {"n_inner", "head_dim", "num_key_value_heads", "hidden_sizes", "position_buckets", "depth_divisor", "image_size"}
+    {
+        "n_inner",
+        "intermediate_size",
+        "head_dim",
+        "num_key_value_heads",
+        "hidden_sizes",
+        "position_buckets",
+        "depth_divisor",
+        "image_size",
+    }
 )
 _ACTIVATION_KEYS = frozenset(
     {
         "hidden_act", "activation", "activation_function", "hidden_activation", "dense_act_fn",
-        "projection_hidden_act", "classifier_activation", "summary_activation",
+        "projection_hidden_act", "summary_activation",
     }
 )  # fmt: skip
 _KNOWN_ACTIVATIONS = frozenset(
