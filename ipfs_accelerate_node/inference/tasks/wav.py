@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import gcd
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +111,7 @@ def _numbers(raw: memoryview, layout: _Format) -> NDArray[np.floating]:
 
 # Zero crossings of the sinc on either side: with this window, aliases stay below -80 dB.
 _CROSSINGS = 24
-_MAX_PHASES = 4096
+_MAX_PHASES = 2048
 
 
 def resampled(samples: Samples, rate: int, wanted: int) -> Samples:
@@ -121,10 +121,9 @@ def resampled(samples: Samples, rate: int, wanted: int) -> Samples:
     """
     if rate == wanted:
         return samples
-    shared = gcd(rate, wanted)
-    up, down = wanted // shared, rate // shared
-    if up > _MAX_PHASES:  # coprime rates such as 44,099: a nearby ratio, off by less than one in 10⁴
-        up, down = _MAX_PHASES, round(rate * _MAX_PHASES / wanted)
+    # rates without a common divisor, such as 44,099: a nearby ratio, off by less than one in a million
+    ratio = Fraction(rate, wanted).limit_denominator(_MAX_PHASES)
+    up, down = ratio.denominator, ratio.numerator
     cutoff = min(1.0, up / down) * 0.95
     reach = int(np.ceil(_CROSSINGS / cutoff))
     length = -(-len(samples) * up // down)
