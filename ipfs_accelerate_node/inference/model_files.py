@@ -26,6 +26,11 @@ from ipfs_accelerate_node.inference.text_limits import max_tokens_of
 MAX_TOKENIZER_BYTES = 64 << 20
 BYTES_OF_PRECISION: Mapping[str, int] = {"f32": 4, "bf16": 2, "f16": 2, "int8": 1}
 
+_TABLES = tuple(
+    f"{name}.weight"
+    for name in ("word_embeddings", "token_embedding", "embed_tokens", "tok_embeddings", "shared", "wte")
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
@@ -140,7 +145,7 @@ def inspect(directory: Path, *, available_bytes: int, precision: str = "f32", ta
         tensors=tensors,
         numbers=numbers,
         max_tokens=max_tokens_of(kind, config, tokenizer_config, sentence),
-        vocab_size=_vocab_size(config),
+        vocab_size=_vocab_size(config, tensors),
         labels=_labels(config, tasks),
         tokenizer_config=tokenizer_config,
         preprocessor_config=_preprocessor(model_directory),
@@ -165,14 +170,15 @@ def _labels(config: JsonObject, tasks: tuple[str, ...]) -> tuple[str, ...]:
     return read_labels(config) if any(task.endswith("-classification") or task == "rerank" for task in tasks) else ()
 
 
-def _vocab_size(config: JsonObject) -> int:
-    """Of config.json, or of the text model's part of it; transformers' default where only that is meant."""
+def _vocab_size(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> int:
+    """Of config.json, or of the text model's part of it; where both leave it to transformers, rows of the table."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         size = part.get("vocab_size")
         if type(size) is int:
             return size
-    return 0
+    tables = [entry.shape[0] for name, entry in tensors.items() if name.endswith(_TABLES) and len(entry.shape) == 2]
+    return min(tables, default=0)
 
 
 def _preprocessor(directory: Path) -> JsonObject:

@@ -81,7 +81,7 @@ def check_sizes(config: JsonObject) -> int:
     claimed = 0
     for part in _parts(config):
         for key, value in part.items():
-            if key in _ACTIVATION_KEYS and value is not None and value not in _KNOWN_ACTIVATIONS:
+            if key in _ACTIVATION_KEYS and value is not None and not _is_known(value):
                 raise _refuse(f"{key} {str(value)[:40]!r} is not known", "task_unsupported")
         for key in (*_WIDTHS, *_INNERS, *_LAYERS, *_OTHERS, *_LISTS):
             _check_key(part, key)
@@ -91,6 +91,10 @@ def check_sizes(config: JsonObject) -> int:
     if pruned := config.get("pruned_heads"):
         raise _refuse(f"pruned_heads {str(pruned)[:40]!r} is not supported", "task_unsupported")
     return claimed
+
+
+def _is_known(activation: object) -> bool:
+    return isinstance(activation, str) and activation in _KNOWN_ACTIVATIONS
 
 
 def _parts(config: JsonObject) -> Iterator[JsonObject]:
