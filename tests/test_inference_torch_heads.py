@@ -53,7 +53,7 @@ HEADS = [
 @pytest.mark.parametrize(("head", "task"), HEADS)
 @pytest.mark.parametrize("model_type", ENCODERS)
 def test_heads_of_encoders(tmp_path: Path, model_type: str, head: str, task: str) -> None:
-    labels = {} if task == "fill-mask" else {"id2label": LABELS}
+    labels: dict[str, Any] = {} if task == "fill-mask" else {"id2label": LABELS}
     model = written(tmp_path, model_type, MODEL_TYPES[model_type].stem + head, **labels)
     ids = padded(model)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from tests.support.models import WORDS, write_json, write_tokenizer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what torch and transformers say about themselves while they are imported
-    import torch
+    import torch as torch
     from transformers.utils import logging
 
 logging.set_verbosity_error()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,15 +20,15 @@ def find_device(device: str) -> torch.device:
     """The device of that name, if it is here and answers. Raises DeviceUnavailable with the runtime's reason."""
     if device == "cpu":
         return torch.device("cpu")
-    kind, _, index = device.partition(":")
-    if kind != "cuda" or (index and not index.isascii()) or (index and not index.isdigit()):
+    if not re.fullmatch(r"cuda(:[0-9]{1,4})?", device):
         raise DeviceUnavailable(f"torch has no device {device[:40]!r} here", device=device[:40])
+    index = int(device.partition(":")[2] or 0)
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
         count = torch.cuda.device_count()
-        if int(index or 0) >= count:
+        if index >= count:
             raise DeviceUnavailable(f"{device} is not here: torch sees {count} CUDA device(s)", device=device)
-        found = torch.device("cuda", int(index or 0))
+        found = torch.device("cuda", index)
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as exc:
         reason = " ".join(str(exc).split())[:200]
