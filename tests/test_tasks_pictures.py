@@ -131,7 +131,7 @@ def test_formats_that_are_read(form: str) -> None:
 def test_an_animation_is_its_first_frame() -> None:
     frames = [PIL.Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert np.asarray(read_picture(data))[0, 0].tolist() == [255, 0, 0]  # type: ignore[comparison-overlap]
+    assert np.asarray(read_picture(data))[0, 0].tolist() == [255, 0, 0]
 
 
 def png(width: int, height: int, body: bytes) -> bytes:
@@ -171,8 +171,8 @@ def test_cut_anywhere_nothing_else_escapes(form: str) -> None:
     for end in range(len(data)):
         try:
             read_picture(data[:end])
-        except BadPicture as exc:
-            assert str(exc)
+        except BadPicture:
+            continue
 
 
 def test_a_strip_that_would_grow_out_of_bounds_is_refused() -> None:

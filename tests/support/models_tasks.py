@@ -1,4 +1,4 @@
-"""Tiny models with random weights, saved by transformers itself, for the tests of the tasks; and engines without one."""
+"""Tiny models with random weights, saved by transformers itself, for the tests of the tasks; engines that need none."""
 
 from __future__ import annotations
 

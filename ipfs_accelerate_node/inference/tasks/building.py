@@ -180,16 +180,16 @@ def _speech_prompt(files: ModelFiles, settings: GenerationSettings, start: int, 
         found = {name: token(value) for name, value in entries.items()} if isinstance(entries, dict) else {}
         return {name: value for name, value in found.items() if value is not None}
 
-    forced = settings.forced
-    if [at for at, _ in forced] != list(range(1, len(forced) + 1)):
-        # the first place is the language's, left open by the author: it is detected
-        forced = ()
     languages = {name.removeprefix("<|").removesuffix("|>"): value for name, value in table("lang_to_id").items()}
+    forced = dict(settings.forced)
+    transcribe = table("task_to_id").get("transcribe", forced.get(2))
+    if 1 not in forced:  # the language's place, left open by the author: it is asked for or detected
+        forced = {}
     return SpeechPrompt(
         start=start,
-        forced=tuple(value for _, value in forced),
+        forced=tuple(forced[at] for at in range(1, len(forced) + 1) if at in forced),
         languages=languages,
-        transcribe=table("task_to_id").get("transcribe"),
+        transcribe=transcribe,
         no_timestamps=token(said.get("no_timestamps_token_id")),
     )
 
