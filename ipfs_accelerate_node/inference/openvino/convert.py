@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ipfs_accelerate_node.errors import InferenceFailed, NodeError, StorageError, Unavailable
+from ipfs_accelerate_node.errors import ModelUnsupported, NodeError, StorageError, Unavailable
 from ipfs_accelerate_node.inference.memory import available_bytes, data_bytes
 from ipfs_accelerate_node.inference.model_files import ModelFiles, inspect
 from ipfs_accelerate_node.inference.openvino.artefact import (
@@ -112,8 +112,8 @@ def bound(files: ModelFiles) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def failure(exc: Exception) -> Failure:
-    """Our own error as it is, a library's as one of ours."""
+def failure(exc: Exception, doing: str) -> Failure:
+    """Our own error as it is, a library's as one of ours. doing: the phase that it ended."""
     said = " ".join(str(exc).split())[:300]
     match exc:
         case NodeError():
@@ -124,7 +124,8 @@ def failure(exc: Exception) -> Failure:
             return Failure.of(StorageError(f"converting: {said}"))
     if "allocate memory" in said or "bad_alloc" in said:
         return Failure.of(Unavailable(f"converting: not enough memory: {said}", code="out_of_memory"))
-    return Failure.of(InferenceFailed(f"converting failed: {type(exc).__name__}: {said}"))
+    message = f"the model cannot be converted ({doing}): {type(exc).__name__}: {said}"
+    return Failure.of(ModelUnsupported(message, code="task_unsupported"))
 
 
 def end_with(connection: socket.socket) -> None:
@@ -145,14 +146,18 @@ def main(arguments: list[str]) -> None:
     connection = socket.socket(fileno=descriptor)
     threading.Thread(target=end_with, args=(connection,), name="wait for the end", daemon=True).start()
 
+    doing = "starting"
+
     def say(line: Line) -> None:
+        nonlocal doing
+        doing = line.words if isinstance(line, Phase) else doing
         connection.sendall(msgspec.json.encode(line) + b"\n")
 
     try:
         Converter(say, folder, root).convert(directory, task, weights)
         say(Done(peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
     except Exception as exc:  # the edge of the process: the libraries' errors end here, as ours
-        say(failure(exc))
+        say(failure(exc, doing))
     os._exit(0)  # torch and OpenVINO take seconds to be taken apart
 
 

@@ -15,7 +15,7 @@ import openvino
 import torch
 from torch import Tensor, nn
 
-from ipfs_accelerate_node.errors import ModelUnsupported, NodeError
+from ipfs_accelerate_node.errors import ModelUnsupported
 from ipfs_accelerate_node.inference.openvino.stateful import BEAM, keep_state
 from ipfs_accelerate_node.inference.session import Array
 
@@ -66,22 +66,18 @@ class Named(nn.Module):
 
 
 def convert(plan: Plan) -> openvino.Model:
-    """The graph, with named inputs and outputs, dynamic sizes, and state. Raises ModelUnsupported(task_unsupported)."""
+    """The graph, with named inputs and outputs, dynamic sizes, and state.
+
+    Raises ModelUnsupported(task_unsupported), and any error of the two libraries, over a stranger's model.
+    """
     example = tuple(port.example for port in plan.ports)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the tracer, about the paths it took: that is what the check is for
-            model = openvino.convert_model(plan.module, example_input=example)
-        _name(model, plan)
-        if plan.past:
-            keep_state(model, plan.past)
-            model.set_rt_info("f32", ["runtime_options", "KV_CACHE_PRECISION"])
-    except NodeError:
-        raise
-    except Exception as exc:  # any error of two libraries, over a stranger's model
-        said = " ".join(str(exc).split())[-300:]
-        message = f"graph {plan.name!r} cannot be converted: {type(exc).__name__}: {said}"
-        raise ModelUnsupported(message, code="task_unsupported") from exc
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer, about the paths it took: that is what the check is for
+        model = openvino.convert_model(plan.module, example_input=example)
+    _name(model, plan)
+    if plan.past:
+        keep_state(model, plan.past)
+        model.set_rt_info("f32", ["runtime_options", "KV_CACHE_PRECISION"])
     return model
 
 

@@ -127,7 +127,7 @@ def _picture_plan(graphs: HeadGraphs | DualGraphs, files: ModelFiles, graph: str
 
 
 def _pool_at_most(parent: nn.Module, edge: int) -> None:
-    """EfficientNet averages over windows wider than any picture, which is the average of all; OpenVINO refuses those."""
+    """EfficientNet averages over windows wider than any picture, the average of all; OpenVINO refuses such."""
     for name, child in parent.named_children():
         if isinstance(child, nn.AvgPool2d) and isinstance(child.kernel_size, int) and child.kernel_size > edge:
             setattr(parent, name, nn.AdaptiveAvgPool2d(1))
