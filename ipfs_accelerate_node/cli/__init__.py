@@ -46,6 +46,7 @@ COMMANDS = {
     "verify": ("stored", "Read everything again and name what is corrupt."),
     "load": ("inference", "Start a model's worker process."),
     "unload": ("inference", "End a model's worker process."),
+    "infer": ("infer", "Run a model on texts, pictures or sound."),
     "embed": ("inference", "Embed texts with a model."),
     "bench": ("inference", "Measure a model once, as a signed record."),
     "report": ("report", "Run every model on every device and say what is REAL, how fast, and by what evidence."),
@@ -109,7 +110,7 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=(
-        "A REF is a CID, ipfs://CID/path, a name given with --name, hf:org/name[@revision] or mock:embedding. "
+        "A REF is a CID, ipfs://CID/path, a name given with --name, hf:org/name[@revision] or mock:TASK. "
         'Completion: eval "$(_IAN_COMPLETE=bash_source ian)" (also zsh_source, fish_source).'
     ),
 )

@@ -28,28 +28,52 @@ SHOWN_NUMBERS = 4
 @click.command()
 @click.argument("ref", metavar="REF", type=REFERENCE)
 @click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda:0, …; a named device is used or the load fails."
-)
-@click.option("--precision", default="f32", show_default=True)
+    "--device", default="auto", show_default=True,
+    help="cpu, cuda:0, openvino:CPU, …; a named device is used or the load fails. auto measures and takes the fastest.",
+)  # fmt: skip
+@click.option("--precision", help="f32, bf16, f16 or int8 (f32).")
+@click.option("--task", help="What for; else the model's own first task.")
 @click.option("--as", "alias", type=MODEL_NAME, help="A name to call the loaded model by.")
+@click.option("--keep-alive", type=float, metavar="SECONDS", help="Unload it when idle for so long; -1: never.")
+@click.option("--pin/--no-pin", "pinned", default=None, help="Keep it in memory whatever else is loaded.")
+@click.option("--allow-mock", is_flag=True, help="With --task: if the model cannot be had, load a mock.")
 @daemon_options
-def load(ref: str, device: str, precision: str, alias: str | None, daemon: Daemon, as_json: bool) -> None:
+def load(ref: str, alias: str | None, allow_mock: bool, daemon: Daemon, as_json: bool, **wanted: Any) -> None:
     """Start a model's worker process and wait until it answers."""
-    wanted = {"ref": ref, "device": device, "precision": precision, **({} if alias is None else {"as": alias})}
-    loaded = daemon.call("POST", "/api/loads", wanted)
+    body = {
+        "ref": ref,
+        **{name: value for name, value in wanted.items() if value is not None},
+        **({} if alias is None else {"as": alias}),
+        **({"allow_mock": True} if allow_mock else {}),
+    }
+    loaded = daemon.call("POST", "/api/loads", body)
     if as_json:
         print_json(loaded)
         return
+    if loaded["implementation"] == "MOCK":
+        note("MOCK: no model answers under this name")
     fields(
         [
             ("id", loaded["id"]),
             ("root", loaded["root"]),
+            ("task", loaded.get("task")),
             ("device", f"{loaded['device']} ({loaded['engine']}, {loaded['precision']})"),
+            *(("choice", line) for line in choice_lines(loaded)),
             ("status", loaded["implementation"]),
             ("took", f"{loaded['load_s']:.1f} s"),
             ("memory", size(loaded["memory_bytes"])),
+            *(("note", text) for text in loaded.get("notes", ())),
         ]
     )
+
+
+def choice_lines(loaded: Mapping[str, Any]) -> list[str]:
+    """What ``auto`` looked at, a line each; nothing for a named device."""
+    lines = []
+    for one in loaded.get("choice", ()):
+        took = "" if one["median_ms"] is None else f" {one['median_ms']:.2f} ms,"
+        lines.append(f"{'→' if one['chosen'] else ' '} {one['device']} ({one['precision']}):{took} {one['reason']}")
+    return lines
 
 
 @click.command()
@@ -79,7 +103,7 @@ def embed(ref: str, texts: tuple[str, ...], dimensions: int | None, daemon: Daem
             raise click.UsageError("Missing argument 'TEXT...' (or pipe lines in)")
         texts = tuple(line.rstrip("\r\n") for line in sys.stdin)
     body = {"model": ref, "input": list(texts), **({} if dimensions is None else {"dimensions": dimensions})}
-    reply, headers = _embeddings(daemon, body)
+    reply, headers = when_loaded(daemon, "/v1/embeddings", body)
     if as_json:
         print_json(reply)
         return
@@ -91,22 +115,22 @@ def embed(ref: str, texts: tuple[str, ...], dimensions: int | None, daemon: Daem
             print("[" + ", ".join(repr(number) for number in vector) + "]")
         return
     for vector in vectors:
-        print(_short(vector))
+        print(short_vector(vector))
     status, device, root = (headers.get(f"x-{name}", "?") for name in ("implementation", "device", "model-root"))
     note(f"{status} on {device}, root {root}")
 
 
-def _short(vector: Sequence[float]) -> str:
+def short_vector(vector: Sequence[float]) -> str:
     shown = ", ".join(f"{number:.4f}" for number in vector[:SHOWN_NUMBERS])
     return f"[{shown}{', …' if len(vector) > SHOWN_NUMBERS else ''}]  {len(vector)} numbers"
 
 
-def _embeddings(daemon: Daemon, body: dict[str, Any]) -> tuple[Any, Mapping[str, str]]:
-    """The reply, waiting for as long as the daemon says that the model is on its way."""
+def when_loaded(daemon: Daemon, path: str, body: dict[str, Any]) -> tuple[Any, Mapping[str, str]]:
+    """The reply and its headers, waiting for as long as the daemon says that the model is on its way."""
     deadline = time.monotonic() + LOADING_PATIENCE_S
     while True:
         try:
-            return daemon.exchange("POST", "/v1/embeddings", body)
+            return daemon.exchange("POST", path, body)
         except Refused as exc:
             if exc.code != "loading" or time.monotonic() > deadline:
                 raise

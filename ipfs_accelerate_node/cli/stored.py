@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ipfs_accelerate_node.cli.client import path_of
+from ipfs_accelerate_node.cli.inference import choice_lines
 from ipfs_accelerate_node.cli.options import REFERENCE, daemon_options
 from ipfs_accelerate_node.cli.render import clean, fields, note, print_json, size, table, yes_no
 from ipfs_accelerate_node.errors import EXIT_VERIFICATION
@@ -59,10 +60,7 @@ def info(ref: str, daemon: Daemon, as_json: bool) -> None:
             ("public", yes_no(model["public"])),
             ("came as", f"{came['kind']}: {came['reference']}, {came['at']}"),
             *(("from", f"{s['source']}: {size(s['bytes'])}") for s in came["sources"]),
-            (
-                "loaded",
-                f"{loaded['state']} on {loaded['device'] or '?'}, {loaded['implementation']}" if loaded else None,
-            ),
+            *(row for one in found.get("loads") or ([loaded] if loaded else []) for row in _load_rows(one)),
         ]
     )
     print()
@@ -70,6 +68,13 @@ def info(ref: str, daemon: Daemon, as_json: bool) -> None:
         ("file", "size", "sha256", "cid"),
         [(f["path"] or "(the root itself)", size(f["size"]), f["sha256"] or "-", f["cid"]) for f in found["files"]],
     )
+
+
+def _load_rows(loaded: dict[str, Any]) -> list[tuple[str, object]]:
+    """Where it is, and why there."""
+    what = f", {loaded['task']} in {loaded['precision']}" if loaded.get("task") else ""
+    state = f"{loaded['state']} on {loaded['device'] or '?'}, {loaded['implementation']}{what}"
+    return [("loaded", state), *(("choice", line) for line in choice_lines(loaded))]
 
 
 @click.command()

@@ -40,6 +40,14 @@ def canonical(device: str) -> str:
     return {"cuda": "cuda:0", "openvino": "openvino:CPU"}.get(device, device)
 
 
+def no_gpu() -> str:
+    """Why torch cannot have a GPU here, without asking it; empty when it may."""
+    nodes = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    if any(Path(node).exists() for node in nodes):
+        return ""
+    return "this machine has no GPU driver (none of " + ", ".join(nodes) + " is there)"
+
+
 def check_available(device: str, found: Sequence[Accelerator]) -> None:
     """Raises DeviceUnavailable with the reason, unless a model can be loaded on it now."""
     here = next((accelerator for accelerator in found if accelerator.device == device), None)

@@ -16,7 +16,7 @@ from pathlib import Path
 from ipfs_accelerate_node.errors import DeviceUnavailable, ModelUnsupported, NodeError, Unavailable
 from ipfs_accelerate_node.inference import calibration, wire
 from ipfs_accelerate_node.inference.calibration import MEASURE_S, Calibrations, Fitting, key_of
-from ipfs_accelerate_node.inference.devices import Kind, check_available, kind_of, survey
+from ipfs_accelerate_node.inference.devices import Kind, check_available, kind_of, no_gpu, survey
 from ipfs_accelerate_node.inference.memory import available_bytes
 from ipfs_accelerate_node.inference.model import Accelerator, Candidate, ModelSpec, State
 from ipfs_accelerate_node.inference.openvino import artefacts
@@ -42,12 +42,14 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A worker that answers. wanted: what would bring the same again. choice: empty for a named device."""
+    """A worker that answers. wanted: what would bring the same again. choice: empty for a named device. measured: every
+    device that runs the model has a figure, so that another choice would be the same."""
 
     worker: WorkerProcess
     loaded: wire.Loaded
     wanted: Wanted
     choice: tuple[Candidate, ...] = ()
+    measured: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -137,6 +139,8 @@ class Placing:
 
     async def check_device(self, device: str) -> None:
         """Raises DeviceUnavailable with the reason."""
+        if device.startswith("cuda") and (reason := no_gpu()):
+            raise DeviceUnavailable(f"device {device} is not available: {reason}", device=device, reason=reason)
         if device not in ("auto", "cpu"):
             check_available(device, await self.devices(kind_of(device)))
         if kind_of(device) == "openvino" and self._cache is None:
@@ -149,7 +153,13 @@ class Placing:
         what is known decides. Raises what refuses the model, and WorkerGone."""
         if wanted.device != "auto":
             return await self._bring(spec, wanted, tell)
-        return await self._choose(spec, wanted, tell, thorough=thorough)
+        had_spare = self.spare is not None
+        try:
+            return await self._choose(spec, wanted, tell, thorough=thorough)
+        finally:
+            if not had_spare and self.spare is not None:  # hired to choose, and not taken
+                spare, self.spare = self.spare, None
+                await spare.stop()
 
     async def _bring(self, spec: ModelSpec, wanted: Wanted, tell: Tell) -> Placed:
         try:
@@ -304,7 +314,8 @@ class Placing:
             raise
         choice = calibration.chosen([*race.entered, *race.refused], device)
         log.info("load.chosen root=%s device=%s among=%s", spec.root, device, [(c.device, c.median_ms) for c in choice])
-        return replace(race.best, choice=choice)
+        measured = all(c.median_ms is not None for c in race.entered)
+        return replace(race.best, choice=choice, measured=measured)
 
     async def _run(self, race: _Race, spec: ModelSpec, here: Wanted, key: tuple[str, ...], tell: Tell) -> None:
         """One device of the race: loaded, measured, and kept if it is the fastest so far."""

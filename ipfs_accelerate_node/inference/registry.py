@@ -130,6 +130,8 @@ class Registry:
         if spec.mock:
             return self._load_mock(spec, names)
         slot = await self._matching(spec.root, wanted)
+        if slot is not None and thorough and wanted.device == "auto":
+            slot = await self._unless_unmeasured(slot)
         if slot is None:
             await self._placing.check_device(wanted.device)
             slot = await self._matching(spec.root, wanted) or self._occupy(spec, wanted, names, thorough=thorough)
@@ -138,6 +140,15 @@ class Registry:
         slot.names = tuple(dict.fromkeys((*slot.names, *names)))
         slot.keep(keep_alive_s=keep_alive_s, pinned=pinned)
         return await slot.ready()
+
+    async def _unless_unmeasured(self, slot: Slot) -> Slot | None:
+        """A model that a first request put somewhere makes way for one that is put where it was measured to be fast;
+        what is queued for it is computed before."""
+        await slot.settled()
+        if not slot.unmeasured or slot.state != "ready":
+            return slot
+        await self._end(slot)
+        return None
 
     def _load_mock(self, spec: ModelSpec, names: tuple[str, ...]) -> LoadedModel:
         earlier = self._mocks.get(spec.root)

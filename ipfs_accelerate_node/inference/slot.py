@@ -132,6 +132,11 @@ class Slot:
         task = wanted.task in (None, loaded.task) if self.wanted.task is None else wanted.task == loaded.task
         return task and wanted.device in ("auto", loaded.device)
 
+    @property
+    def unmeasured(self) -> bool:
+        """It stands where a fixed order put it, and measuring might put it elsewhere."""
+        return self._placed is not None and not self._placed.measured
+
     def does(self, task: str | None) -> bool:
         """Is it loaded for this task, as far as is known? None: any."""
         known = self._placed.loaded.task if self._placed else self.wanted.task
