@@ -1,7 +1,8 @@
 """What every test file shares: which tests this machine can run, and a list at the end of those it could not.
 
-A test says what it needs with markers (`kubo`, `model`, `needs("strace", "root")`). Where that is missing the test is left
-out and named under NOT RUN with the reason; under CI a missing Kubo or model is an error instead.
+A test says what it needs with markers (`kubo`, `model`, `model("smollm2-135m")`, `needs("strace", "root")`). Where
+that is missing the test is left out and named under NOT RUN with the reason; under CI a missing Kubo or model is an
+error instead.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.kubo import find_kubo
-from tests.support.sample import SAMPLE
+from tests.support.sample import SAMPLE, made
 
 REPORTED = pytest.StashKey[list[str]]()
 
@@ -28,6 +29,9 @@ def lacking(need: str) -> str | None:
         return None if find_kubo() else "no Kubo binary (scripts/install-kubo builds one)"
     if need == "model":
         return None if (SAMPLE / "model.safetensors").exists() else "no sample model (scripts/sample-model unpacks it)"
+    if need.startswith("model:"):
+        name = need.partition(":")[2]
+        return None if made(name).exists() else f"no {name} (scripts/models makes it)"
     if need == "root":
         return None if os.geteuid() == 0 else "not root"
     if need == "linux":
@@ -37,7 +41,9 @@ def lacking(need: str) -> str | None:
 
 def needs(item: pytest.Item) -> Iterator[str]:
     for marker in item.iter_markers():
-        if marker.name in ("kubo", "model"):
+        if marker.name == "model" and marker.args:
+            yield from (f"model:{name}" for name in marker.args)
+        elif marker.name in ("kubo", "model"):
             yield marker.name
         elif marker.name == "needs":
             yield from marker.args
@@ -49,7 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reasons = [reason for need in needs(item) if (reason := lacking(need))]
         if not reasons:
             kept.append(item)
-        elif os.environ.get("CI") and any(lacking(need) for need in ("kubo", "model") if need in set(needs(item))):
+        elif os.environ.get("CI") and any(lacking(need) for need in needs(item) if need.startswith(("kubo", "model"))):
             raise pytest.UsageError(f"CI runs everything, but {item.nodeid}: {reasons[0]}")
         else:
             left_out.append(item)

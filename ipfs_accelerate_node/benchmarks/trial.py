@@ -97,12 +97,12 @@ def verdict(found: Agreement, precision: str) -> str:
 
 
 def cosine(one: Array, other: Array) -> float:
-    """Of two arrays of the same shape as flat vectors; 1 for two of zeros."""
+    """Of two arrays of the same shape as flat vectors; exactly 1 for equal arrays, zeros among them."""
+    if np.array_equal(one, other):
+        return 1.0
     a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
-    if lengths == 0.0:
-        return 1.0 if np.array_equal(a, b) else 0.0
-    return float(np.clip(a @ b / lengths, -1.0, 1.0))
+    return float(np.clip(a @ b / lengths, -1.0, 1.0)) if lengths else 0.0
 
 
 def moved_neighbours(here: Sequence[Array], there: Sequence[Array]) -> int | None:
@@ -173,15 +173,10 @@ def _seconds(item: Audio) -> float:
 
 
 async def _greedy(registry: Registry, model: LoadedModel, items: Sequence[Item]) -> tuple[tuple[int, ...], ...] | None:
-    """Each by itself, so that no device is helped or hurt by how it batches."""
-    generated: list[tuple[int, ...]] = []
-    for item in items:
-        answer = await _asked(registry, model, [item], Wish(max_new_tokens=NEW_TOKENS, temperature=0.0))
-        (output,) = answer.outputs
-        if not isinstance(output, Generated):
-            return None
-        generated.append(output.ids)
-    return tuple(generated)
+    """In one request, so that every device has the same batches. None for tasks that generate nothing."""
+    answer = await _asked(registry, model, items, Wish(max_new_tokens=NEW_TOKENS, temperature=0.0))
+    generated = [output.ids for output in answer.outputs if isinstance(output, Generated)]
+    return tuple(generated) if generated else None
 
 
 async def _asked(registry: Registry, model: LoadedModel, items: Sequence[Item], wish: Wish) -> Inferred:
