@@ -63,11 +63,19 @@ def _padding_id(config: JsonObject, tokens: TextTokens) -> int:
 
 
 def _types(files: ModelFiles) -> bool:
-    """Whether the model tells two texts apart by token types."""
+    """Whether the model tells two texts apart by token types, and its tokenizer gives them.
+
+    Source: ``model_input_names`` of transformers' tokenizers, which a general tokenizer class has without types.
+    """
     if files.family != "encoder" or files.model_type in _WITHOUT_TYPES:
         return False
     count = files.config.get("type_vocab_size", _DEFAULT_TYPES.get(files.model_type, 0))
-    return isinstance(count, int) and count > 1
+    if not isinstance(count, int) or count < 2:
+        return False
+    named = files.tokenizer_config.get("model_input_names")
+    if isinstance(named, list):
+        return "token_type_ids" in named
+    return files.tokenizer_config.get("tokenizer_class") not in ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def _embedding(files: ModelFiles) -> TextEmbedding:

@@ -55,7 +55,6 @@ def read_tokenizer(directory: Path, *, model_type: str) -> TokenizerFiles:
     config = _optional(directory / "tokenizer_config.json")
     special = _special_tokens(config, _optional(directory / "special_tokens_map.json"))
     tokenizer = _read(directory, model_type, config, special)
-    _set_ends(tokenizer, config, special)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     clean_up = config.get("clean_up_tokenization_spaces") is True and not isinstance(tokenizer.model, models.BPE)
@@ -196,18 +195,3 @@ def _clip(directory: Path) -> Tokenizer:
     ends = ((end, _known(tokenizer, end)), (begin, _known(tokenizer, begin)))
     tokenizer.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False, trim_offsets=False)
     return tokenizer
-
-
-def _set_ends(tokenizer: Tokenizer, config: JsonObject, special: Mapping[str, str]) -> None:
-    """add_bos_token and add_eos_token, where the author wrote them, overrule the tokenizer's own template, as they do
-    in transformers."""
-    if config.get("add_bos_token") is None and config.get("add_eos_token") is None:
-        return
-    bos = special.get("bos_token") if config.get("add_bos_token") is True else None
-    eos = special.get("eos_token") if config.get("add_eos_token") is True else None
-    single = [*([f"{bos}:0"] if bos else []), "$A:0", *([f"{eos}:0"] if eos else [])]
-    second = [*([f"{bos}:1"] if bos else []), "$B:1", *([f"{eos}:1"] if eos else [])]
-    tokens = [(word, _known(tokenizer, word)) for word in {bos, eos} if word]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, pair=[*single, *second], special_tokens=tokens
-    )
