@@ -17,7 +17,7 @@ from ipfs_accelerate_node.inference.families import EMBEDDING, TASKS, Family, Mo
 from ipfs_accelerate_node.inference.families import tasks_of as tasks_of
 from ipfs_accelerate_node.inference.refusals import read_settings, refuse_code
 from ipfs_accelerate_node.inference.safetensors_check import TensorEntry, weights_of
-from ipfs_accelerate_node.inference.sentence import read_sentence_settings
+from ipfs_accelerate_node.inference.sentence import SentenceSettings, read_sentence_settings
 from ipfs_accelerate_node.inference.sentence_files import SentenceFiles, read_sentence_files
 from ipfs_accelerate_node.inference.sizes import check_sizes, read_labels
 from ipfs_accelerate_node.inference.strict_json import JsonObject
@@ -109,12 +109,11 @@ class ModelFiles:
 def inspect(directory: Path, *, available_bytes: int, precision: str = "f32", task: str | None = None) -> ModelFiles:
     """Check a model directory and say how to load it. Blocking; reads headers and JSON only.
 
-    available_bytes: memory that the weights may take. task: one that the model must be able to do. Raises
+    available_bytes: memory that the weights may take. task: the one that it is loaded for, if not its default. Raises
     ModelUnsupported with one of: bad_config, bad_weights, format_refused, remote_code_refused, model_too_large,
     task_unsupported.
     """
     refuse_code(directory)
-    has_modules = os.path.lexists(directory / "modules.json")
     settings = read_sentence_settings(directory)
     model_directory = directory / settings.transformer
     if not os.path.lexists(model_directory / "config.json"):
@@ -125,16 +124,10 @@ def inspect(directory: Path, *, available_bytes: int, precision: str = "f32", ta
     tensors = weights_of(model_directory)
     kind = model_type_of(config)
     _refuse_too_large(check_sizes(config), available_bytes, precision, "by its config.json")
-    tasks = tasks_of(config)
-    if has_modules and kind.family in ("encoder", "causal"):
-        tasks = (EMBEDDING, *(other for other in tasks if other != EMBEDDING))
-    sentence = None
-    notes: list[str] = []
-    if EMBEDDING in tasks and kind.family != "dual":
-        sentence = read_sentence_files(directory, settings, config if kind.name in LAYOUTS else None, tensors)
-        notes.extend(sentence.notes)
-    numbers = sum(prod(entry.shape) for entry in tensors.values() if entry.dtype in FLOAT_DTYPES)
-    numbers = sentence.numbers if sentence is not None and tasks[0] == EMBEDDING else numbers
+    tasks, sentence = _with_sentence(directory, settings, config, kind, tensors)
+    asked = sentence if (task or tasks[0]) == EMBEDDING else None
+    whole = sum(prod(entry.shape) for entry in tensors.values() if entry.dtype in FLOAT_DTYPES)
+    numbers = whole if asked is None else asked.numbers
     _refuse_too_large(numbers, available_bytes, precision, "by its weights")
     files = ModelFiles(
         directory=directory,
@@ -151,10 +144,31 @@ def inspect(directory: Path, *, available_bytes: int, precision: str = "f32", ta
         preprocessor_config=_preprocessor(model_directory),
         generation_config=generation_config,
         sentence=sentence,
-        notes=tuple(notes),
+        notes=() if asked is None else asked.notes,
     )
     files.check_task(task)
     return files
+
+
+def _with_sentence(
+    directory: Path,
+    settings: SentenceSettings,
+    config: JsonObject,
+    kind: ModelType,
+    tensors: Mapping[str, TensorEntry],
+) -> tuple[tuple[str, ...], SentenceFiles | None]:
+    """The tasks, and what embeddings need where they are among them. Who wrote modules.json meant them first."""
+    tasks = tasks_of(config)
+    if settings.origin == "modules.json" and kind.family in ("encoder", "causal"):
+        tasks = (EMBEDDING, *(other for other in tasks if other != EMBEDDING))
+    if EMBEDDING not in tasks or kind.family == "dual":
+        return tasks, None
+    try:
+        return tasks, read_sentence_files(directory, settings, config if kind.name in LAYOUTS else None, tensors)
+    except ModelUnsupported as exc:
+        if exc.code != "task_unsupported" or tasks[0] == EMBEDDING:
+            raise
+        return tuple(other for other in tasks if other != EMBEDDING), None
 
 
 def _refuse_too_large(numbers: int, available_bytes: int, precision: str, why: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from inspect import signature
 from typing import Any, Protocol
 
@@ -85,7 +86,7 @@ class DualGraphs:
 
     def run(self, graph: str, inputs: Tensors) -> dict[str, Tensor]:
         if graph == "text":
-            named = signature(self.module.get_text_features).parameters
+            named = _named(type(self.module).get_text_features)
             return {
                 "embeds": _features(self.module.get_text_features(**{k: v for k, v in inputs.items() if k in named}))
             }
@@ -130,8 +131,13 @@ class GeneratorGraphs:
 
 def accepted(module: nn.Module, inputs: Tensors) -> dict[str, Tensor]:
     """The inputs that this class knows: not each has token types."""
-    named = signature(module.forward).parameters
+    named = _named(type(module).forward)
     return {name: tensor for name, tensor in inputs.items() if name in named}
+
+
+@cache
+def _named(method: Callable[..., object]) -> frozenset[str]:
+    return frozenset(signature(method).parameters)
 
 
 def last_of(logits: Tensor) -> Tensor:
