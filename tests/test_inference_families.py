@@ -180,6 +180,9 @@ def test_settings_that_are_no_json_are_refused(tmp_path: Path, file: str) -> Non
         ("hidden_act", ["silu"], "task_unsupported"),
         ("quantization_config", {"quant_method": "gptq"}, "task_unsupported"),
         ("pruned_heads", {"0": [1]}, "task_unsupported"),
+        ("num_labels", 10**9, "bad_config"),
+        ("attention_types", [[["global", "local"], 10**9]], "model_too_large"),
+        ("num_feedforward_networks", 10**6, "model_too_large"),
     ],
 )
 def test_m4_absurd_sizes_of_any_family(tmp_path: Path, key: str, value: object, code: str) -> None:
@@ -198,6 +201,7 @@ def test_m4_lists_of_sizes(tmp_path: Path) -> None:
     assert look(model(tmp_path, resnet)).max_tokens == 0
     assert code_of(model(tmp_path, resnet | {"hidden_sizes": [8, "16"]})) == "bad_config"
     assert code_of(model(tmp_path, resnet | {"depths": [1] * 2000})) == "model_too_large"
+    assert code_of(model(tmp_path, resnet | {"depths": [1, 10**6]})) == "model_too_large"
     assert code_of(model(tmp_path, resnet | {"hidden_sizes": [8, 10**20]})) == "model_too_large"
 
 

@@ -21,12 +21,16 @@ _INNERS = ("intermediate_size", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_f
 _LAYERS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
 )  # fmt: skip
+# Further counts of parts, each built one by one.
+_REPEATS = (
+    "depths", "num_block_repeats", "num_hidden_groups", "inner_group_num", "num_feedforward_networks", "num_stages",
+)  # fmt: skip
 _OTHERS = (
     "num_attention_heads", "num_heads", "n_head", "n_heads", "encoder_attention_heads", "decoder_attention_heads",
     "num_key_value_heads", "head_dim", "d_kv", "vocab_size", "max_position_embeddings", "n_positions", "n_ctx",
     "max_source_positions", "max_target_positions", "type_vocab_size", "embedding_size", "projection_dim",
     "image_size", "patch_size", "embed_dim", "num_channels", "num_mel_bins", "relative_attention_num_buckets",
-    "relative_attention_max_distance", "hidden_groups", "inner_group_num", "num_groups", "conv_kernel_size",
+    "relative_attention_max_distance", "num_groups", "conv_kernel_size",
     "head_ratio", "hidden_dim_output", "depth_divisor", "embedding_dim", "stem_hidden_size", "stem_channels",
     "position_buckets", "local_attention", "global_attn_every_n_layers", "true_hidden_size", "bottleneck_size",
 )  # fmt: skip
@@ -83,8 +87,9 @@ def check_sizes(config: JsonObject) -> int:
         for key, value in part.items():
             if key in _ACTIVATION_KEYS and value is not None and not _is_known(value):
                 raise _refuse(f"{key} {str(value)[:40]!r} is not known", "task_unsupported")
-        for key in (*_WIDTHS, *_INNERS, *_LAYERS, *_OTHERS, *_LISTS):
+        for key in (*_WIDTHS, *_INNERS, *_LAYERS, *_REPEATS, *_OTHERS, *_LISTS):
             _check_key(part, key)
+        _check_expanded(part)
         claimed += _claimed(part)
     if config.get("quantization_config"):
         raise _refuse("quantised weights are not supported", "task_unsupported")
@@ -128,8 +133,22 @@ def _check_number(key: str, value: object) -> None:
         return
     if type(value) is not int or value < (0 if key in ("type_vocab_size", "local_attention", *_LISTS) else 1):
         raise _refuse(f"{key} is {str(value)[:40]!r}, expected a whole number of at least 1")
-    if value > _MAX_SIZE or (key in _LAYERS and value > MAX_LAYERS):
+    if value > _MAX_SIZE or (key in (*_LAYERS, *_REPEATS) and value > MAX_LAYERS):
         raise _refuse(f"{key} is {str(value)[:40]}; no model has so many", "model_too_large")
+
+
+def _check_expanded(part: JsonObject) -> None:
+    """Numbers that transformers' configurations make lists and maps of before anything is built."""
+    count = part.get("num_labels")
+    if count is not None and (type(count) is not int or not 0 <= count <= MAX_LABELS):
+        raise _refuse(f"num_labels is {str(count)[:40]!r}")
+    pending = [part.get("attention_types")]  # GPT-Neo: [[["global", "local"], 12]]
+    while pending:
+        inner = pending.pop()
+        if isinstance(inner, list):
+            pending.extend(inner)
+        elif isinstance(inner, int) and inner > MAX_LAYERS:
+            raise _refuse(f"attention_types repeats {str(inner)[:40]} times", "model_too_large")
 
 
 def _claimed(part: JsonObject) -> int:
