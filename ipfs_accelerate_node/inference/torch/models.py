@@ -15,9 +15,10 @@ from inspect import signature
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from ipfs_accelerate_node.errors import ModelUnsupported, NodeError
+from ipfs_accelerate_node.errors import ModelUnsupported
 from ipfs_accelerate_node.inference.families import ModelType
 from ipfs_accelerate_node.inference.model_files import ModelFiles
 from ipfs_accelerate_node.inference.strict_json import JsonObject
@@ -39,6 +40,13 @@ _DROPPED = frozenset(
 _INNER_TYPES = frozenset(
     {"bert", "roberta", "xlm-roberta", "distilbert", "camembert", "electra", "clip_vision_model", "clip_text_model",
      "vit", "deit", "siglip_vision_model", "siglip_text_model", "chinese_clip_text_model", "chinese_clip_vision_model"}
+)  # fmt: skip
+
+
+# What configuration and model classes raise for settings that they cannot use.
+_CONFIG_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError,
+    StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
 
 
@@ -78,9 +86,7 @@ def build_module(files: ModelFiles, task: str) -> nn.Module:
         config._attn_implementation = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
         with _without_numbers():
             module: nn.Module = model_class(config, **_construction(model_class, task))
-    except NodeError:
-        raise
-    except Exception as exc:  # whatever a library says of a config it cannot use
+    except _CONFIG_ERRORS as exc:
         said = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
         raise ModelUnsupported(f"config.json cannot be used: {said}", code="bad_config") from exc
     return module
