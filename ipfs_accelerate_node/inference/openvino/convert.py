@@ -27,6 +27,7 @@ from ipfs_accelerate_node.inference.openvino.artefact import (
     SCHEMA,
     Artefact,
     Graph,
+    Int8Gate,
     Weights,
     artefact_key,
     form_of,
@@ -35,10 +36,13 @@ from ipfs_accelerate_node.inference.openvino.artefact import (
     write_description,
 )
 from ipfs_accelerate_node.inference.openvino.conversion import Done, Line, Phase
+from ipfs_accelerate_node.inference.tasks import processing_for
 from ipfs_accelerate_node.inference.wire import Failure
 from ipfs_accelerate_node.inference.worker import die_with
 
 if TYPE_CHECKING:
+    import openvino
+
     from ipfs_accelerate_node.inference.openvino.export import Plan
 
 # What converting takes beyond the weights: torch and transformers, the traced graph, and three copies of the weights.
@@ -66,7 +70,13 @@ class Converter:
 
         loaded = torch_engine.load(files, task, device="cpu", precision="f32")
         planned = plans.plans_of(loaded._graphs, files)
-        graphs = [self._graph(plan, f"{number} of {len(planned)}") for number, plan in enumerate(planned, 1)]
+        gate: Int8Gate | None = None
+        graphs: list[Graph] = []
+        for number, plan in enumerate(planned, 1):
+            model = self._exported(plan, f"{number} of {len(planned)}")
+            if weights == "int8":
+                model, gate = self._quantised(plan, model, files, task)
+            graphs.append(self._written(plan.name, model))
         form, versions = form_of(task), versions_of(weights)
         artefact = Artefact(
             schema=SCHEMA,
@@ -77,12 +87,13 @@ class Converter:
             versions=versions,
             graphs=tuple(graphs),
             scalars=plans.scalars_of(loaded._graphs),
-            notes=loaded.notes,
+            notes=(*loaded.notes, *(() if gate is None else (_told(gate),))),
+            gate=gate,
             seconds=round(time.monotonic() - began, 2),
         )
         write_description(self._folder, artefact)
 
-    def _graph(self, plan: Plan, place: str) -> Graph:
+    def _exported(self, plan: Plan, place: str) -> openvino.Model:
         import openvino
 
         from ipfs_accelerate_node.inference.openvino import export
@@ -91,15 +102,41 @@ class Converter:
         model = export.convert(plan)
         self._say(Phase(f"checking graph {plan.name} ({place})"))
         export.check(plan, model, openvino.Core())
-        path = self._folder / f"{plan.name}.xml"
+        return model
+
+    def _quantised(
+        self, plan: Plan, model: openvino.Model, files: ModelFiles, task: str
+    ) -> tuple[openvino.Model, Int8Gate]:
+        from ipfs_accelerate_node.inference.openvino.int8 import quantised
+
+        return quantised(plan.name, model, task, processing_for(files, task), lambda words: self._say(Phase(words)))
+
+    def _written(self, name: str, model: openvino.Model) -> Graph:
+        import openvino
+
+        path = self._folder / f"{name}.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
         return Graph(
-            name=plan.name,
+            name=name,
             inputs=tuple(port.get_any_name() for port in model.inputs),
             outputs=tuple(port.get_any_name() for port in model.outputs),
             xml=stored_file(path),
             bin=stored_file(path.with_suffix(".bin")),
         )
+
+
+def _told(gate: Int8Gate) -> str:
+    """The gate's figures for a person."""
+    return (
+        f"int8: mean cosine {gate.mean_cosine:.4f} to f32, minimum {gate.min_cosine:.4f}, nearest neighbour changed "
+        f"for {gate.changed_neighbours:.1%} of {gate.texts} texts"
+    )
+
+
+def refuse_telemetry() -> None:
+    """OpenVINO's converter and NNCF report their use to their makers unless somebody told them not to; without this
+    module they do without."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
 def bound(files: ModelFiles) -> None:
@@ -143,6 +180,7 @@ def main(arguments: list[str]) -> None:
     weights: Weights = "int8" if arguments[7] == "int8" else "f32"
     die_with(parent)
     faulthandler.enable()
+    refuse_telemetry()
     connection = socket.socket(fileno=descriptor)
     threading.Thread(target=end_with, args=(connection,), name="wait for the end", daemon=True).start()
 
