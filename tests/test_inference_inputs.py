@@ -110,7 +110,8 @@ def vectors(*texts: str, **options: Any) -> list[NDArray[np.float32]]:
 class TestMockEmbedding:
     def test_equal_texts_have_equal_unit_vectors_others_do_not(self) -> None:
         one, two, again = vectors("one", "two", "one")
-        assert (one.shape, one.dtype) == ((384,), np.float32)
+        assert one.shape == (384,)
+        assert one.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm([one, two], axis=1), 1.0, atol=1e-6)
         assert (one == again).all()
         assert abs(one @ two) < 0.3

@@ -68,12 +68,10 @@ async def test_leaving_ends_workers_and_answers_those_who_wait(directory: Path) 
 
 async def test_a_prestarted_worker_is_taken_and_one_never_used_is_ended(directory: Path) -> None:
     async with Registry(threads=1) as registry:
-        spare = registry._placing.spare
-        assert spare is not None
+        spare = registry._placing.spares["torch"]
         assert (await registry.load(ModelSpec("bafyspare", directory))).pid == spare.pid
     async with Registry(threads=1) as registry:
-        assert registry._placing.spare is not None
-        pid = registry._placing.spare.pid
+        pid = registry._placing.spares["torch"].pid
     assert gone(pid)
 
 

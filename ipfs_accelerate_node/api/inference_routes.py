@@ -79,7 +79,7 @@ class InferOptions(msgspec.Struct, frozen=True):
     temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     stop: Annotated[tuple[str, ...], msgspec.Meta(max_length=16)] = ()
-    seed: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] | None = None
     language: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     prompt_name: Annotated[str, msgspec.Meta(max_length=256)] | None = None
 

@@ -15,7 +15,7 @@ from ipfs_accelerate_node.inference.model import Audio, Chat, Ids, Image, ImageC
 
 _numbers = itertools.count(1)
 
-JobRequest = wire.Infer | wire.Primary | wire.Examples
+JobRequest = wire.Infer | wire.Primary | wire.Examples | wire.Imports
 Answer = tuple[wire.Reply, bytes]
 
 
@@ -40,6 +40,10 @@ class Job:
     def examples(cls, first: int, count: int) -> Job:
         return cls(wire.Examples(next(_numbers), first, count), 0)
 
+    @classmethod
+    def imports(cls) -> Job:
+        return cls(wire.Imports(next(_numbers)), 0)
+
     @property
     def number(self) -> int:
         return self.request.job
@@ -60,6 +64,8 @@ class Job:
                 return job == self.number and min(shape, default=1) >= 0 and len(payload) == 4 * math.prod(shape)
             case wire.Examples(count=count), wire.Samples(job=job, items=found):
                 return job == self.number and len(found) == count
+            case wire.Imports(), wire.Imported(job=job):
+                return job == self.number
             case _:
                 return False
 

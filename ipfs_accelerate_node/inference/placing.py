@@ -93,7 +93,7 @@ class Placing:
         self._cache = cache
         self._load_timeout_s = load_timeout_s
         self._make_room = make_room
-        self.spare: WorkerProcess | None = None
+        self.spares: dict[Kind, WorkerProcess] = {}  # without a model, their runtime imported
         self._found: dict[Kind, list[Accelerator]] = {}
         self._asking: dict[Kind, asyncio.Lock] = {"torch": asyncio.Lock(), "openvino": asyncio.Lock()}
         self.calibrations = Calibrations(cache / "calibration.json" if cache else None)
@@ -101,20 +101,19 @@ class Placing:
     # -- workers
 
     async def prestart(self) -> None:
-        self.spare = await WorkerProcess.start(threads=self._threads, kind="torch")
+        self.spares["torch"] = await WorkerProcess.start(threads=self._threads, kind="torch")
 
     async def close(self) -> None:
-        if self.spare is not None:
-            await self.spare.kill()
-            await self.spare.stop()
+        for worker in self.spares.values():
+            await worker.kill()
+            await worker.stop()
 
     async def hire(self, kind: Kind) -> WorkerProcess:
         """The spare worker if there is one, else a new one. Raises Unavailable."""
-        if kind == "torch" and self.spare is not None:
-            spare, self.spare = self.spare, None
-            if spare.alive:
-                return spare
-            await spare.stop()
+        if (waiting := self.spares.pop(kind, None)) is not None:
+            if waiting.alive:
+                return waiting
+            await waiting.stop()
         try:
             return await WorkerProcess.start(threads=self._threads, kind=kind)
         except OSError as exc:
@@ -122,29 +121,44 @@ class Placing:
 
     # -- devices
 
-    async def devices(self, kind: Kind, *, keep_spare: bool = True) -> list[Accelerator]:
-        """What a runtime reports; found once, then remembered. May take seconds."""
+    async def devices(self, kind: Kind, *, keep: bool = True) -> list[Accelerator]:
+        """What a runtime reports; found once, then remembered. May take seconds. keep: the worker that was asked waits
+        for the model that is loaded next."""
         async with self._asking[kind]:
             if kind not in self._found:
                 worker = await self.hire(kind)
                 try:
-                    self._found[kind] = await survey(worker, kind)
-                    gpu = any(found.device.startswith("cuda") for found in self._found[kind])
-                    if keep_spare and kind == "torch" and self.spare is None and worker.alive and not gpu:
-                        self.spare = worker  # as it was (with a GPU it holds memory there): the spare again
+                    found = await survey(worker, kind)
+                    gpu = any(one.device.startswith("cuda") for one in found)  # it holds memory there
+                    if keep and worker.alive and not gpu:
+                        self.spares.setdefault(kind, worker)
                 finally:
-                    if self.spare is not worker:
+                    if self.spares.get(kind) is not worker:
                         await worker.stop()
+                if not all(one.available for one in found):
+                    return found  # the runtime did not answer: asked again the next time
+                self._found[kind] = found
             return list(self._found[kind])
 
     async def check_device(self, device: str) -> None:
         """Raises DeviceUnavailable with the reason."""
         if device.startswith("cuda") and (reason := no_gpu()):
             raise DeviceUnavailable(f"device {device} is not available: {reason}", device=device, reason=reason)
-        if device not in ("auto", "cpu"):
-            check_available(device, await self.devices(kind_of(device)))
         if kind_of(device) == "openvino" and self._cache is None:
             raise DeviceUnavailable(f"device {device} is not available: {_NO_FOLDER}", device=device)
+        if device in ("auto", "cpu"):
+            return
+        try:
+            check_available(device, await self.devices(kind_of(device)))
+        except DeviceUnavailable:
+            await self._dismiss("openvino")
+            raise
+
+    async def _dismiss(self, *kinds: Kind) -> None:
+        """Ends spare workers that nobody needs now."""
+        for kind in kinds:
+            if (waiting := self.spares.pop(kind, None)) is not None:
+                await waiting.stop()
 
     # -- models
 
@@ -153,13 +167,11 @@ class Placing:
         what is known decides. Raises what refuses the model, and WorkerGone."""
         if wanted.device != "auto":
             return await self._bring(spec, wanted, tell)
-        had_spare = self.spare is not None
+        hired: tuple[Kind, ...] = ("openvino",) if "torch" in self.spares else ("openvino", "torch")
         try:
             return await self._choose(spec, wanted, tell, thorough=thorough)
         finally:
-            if not had_spare and self.spare is not None:  # hired to choose, and not taken
-                spare, self.spare = self.spare, None
-                await spare.stop()
+            await self._dismiss(*hired)  # where it was hired to choose, and not taken
 
     async def _bring(self, spec: ModelSpec, wanted: Wanted, tell: Tell) -> Placed:
         try:
@@ -275,11 +287,10 @@ class Placing:
         worker = await self.hire("torch")
         try:
             described = await self._described(worker, spec)
-            if self.spare is None:
-                self.spare = worker
+            self.spares.setdefault("torch", worker)
             return described
         finally:
-            if self.spare is not worker:
+            if self.spares.get("torch") is not worker:
                 await worker.kill()
                 await worker.stop()
 

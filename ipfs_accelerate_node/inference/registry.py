@@ -377,6 +377,12 @@ class Registry:
         assert isinstance(reply, wire.Samples)
         return list(reply.items)
 
+    async def imports(self, model: LoadedModel | str) -> frozenset[str]:
+        """Top-level modules that its worker has imported: the proof that an OpenVINO worker has no torch."""
+        reply, _ = await self._slot(model).ask(Job.imports())
+        assert isinstance(reply, wire.Imported)
+        return frozenset(reply.modules)
+
     def waiting(self, model: LoadedModel | str) -> int:
         """Requests that are queued or computed. Raises NotFound."""
         return self._slot(model).waiting
@@ -385,8 +391,8 @@ class Registry:
         """Every device that torch and OpenVINO report here; found once, then remembered. May take seconds."""
         keep = self._prestart and not self._slots
         return [
-            *await self._placing.devices("torch", keep_spare=keep),
-            *await self._placing.devices("openvino"),
+            *await self._placing.devices("torch", keep=keep),
+            *await self._placing.devices("openvino", keep=False),
         ]
 
 

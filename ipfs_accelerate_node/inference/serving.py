@@ -69,10 +69,9 @@ class Serving:
         """A stored model, or a mock that is named as one; joins a load of the same that is under way. See
         ``Registry.load``; raises NotFound beside what that raises."""
         spec = await self._spec(ref, task)
-        if not spec.mock:
-            self._hold(Cid.parse(spec.root))
+        self._hold(spec)
         try:
-            return await self._registry.load(
+            loaded = await self._registry.load(
                 spec,
                 device=device,
                 precision=precision,
@@ -86,6 +85,8 @@ class Serving:
             if self._registry.find(spec.root) is None:
                 self.release(spec.root)
             return await self._mocked(exc, task, allow_mock)
+        self._hold(spec)  # again: an earlier load of it may have gone, and let go, in between
+        return loaded
 
     async def _spec(self, ref: str, task: str | None) -> ModelSpec:
         reference = parse_reference(ref)
@@ -107,13 +108,12 @@ class Serving:
         spec = ModelSpec(root=f"mock:{task}", path=None, source="mock", task=task, mock=True)
         return await self._registry.load(spec)
 
-    def _hold(self, root: Cid) -> None:
+    def _hold(self, spec: ModelSpec) -> None:
         """A loaded model's files are in use: never evicted, never removed."""
-        key = str(root)
-        if key not in self._held:
-            held = self._store.use(root)
+        if not spec.mock and spec.root not in self._held:
+            held = self._store.use(Cid.parse(spec.root))
             held.__enter__()
-            self._held[key] = held
+            self._held[spec.root] = held
 
     def release(self, root: str) -> None:
         """Called when nothing of a model is loaded any more."""

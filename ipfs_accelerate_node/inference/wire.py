@@ -85,6 +85,8 @@ class Devices(msgspec.Struct, tag=True, frozen=True):
 class Imports(msgspec.Struct, tag=True, frozen=True):
     """Answered by Imported."""
 
+    job: int
+
 
 Phase = Literal["loading", "warming", "computing"]
 
@@ -181,6 +183,7 @@ class DeviceList(msgspec.Struct, tag=True, frozen=True):
 class Imported(msgspec.Struct, tag=True, frozen=True):
     """Top-level modules in the worker's ``sys.modules``."""
 
+    job: int
     modules: list[str]
 
 

@@ -101,7 +101,7 @@ class Worker:
             case wire.Calibrate():
                 return self._calibrate(request), b""
             case wire.Imports():
-                return wire.Imported(sorted({name.partition(".")[0] for name in sys.modules})), b""
+                return wire.Imported(request.job, sorted({name.partition(".")[0] for name in sys.modules})), b""
             case wire.Cancel():
                 raise AssertionError("taken by the reader")
             case _:

@@ -6,14 +6,17 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
-from ipfs_accelerate_node.inference.memory import resident_bytes
+from ipfs_accelerate_node.inference.memory import proportional_bytes, resident_bytes
 from ipfs_accelerate_node.inference.registry import Registry
 
 
 @asynccontextmanager
-async def registry_in_its_task(**settings: float) -> AsyncIterator[Registry]:
-    """A registry whose task group is entered and left by one task, as pytest's fixtures are not."""
+async def registry_in_its_task(**settings: Any) -> AsyncIterator[Registry]:
+    """A registry whose task group is entered and left by one task, as pytest's fixtures are not. settings: of
+    Registry."""
     entered: asyncio.Future[Registry] = asyncio.get_running_loop().create_future()
     leave = asyncio.Event()
 
@@ -45,3 +48,15 @@ async def ended(pid: int) -> None:
 
 def gone(pid: int) -> bool:
     return resident_bytes(pid) == 0
+
+
+def tree_bytes(pid: int) -> int:
+    """Memory of a process and its descendants, shared pages counted once (PSS)."""
+    return proportional_bytes(pid) + sum(tree_bytes(child) for child in children(pid))
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += map(int, (task / "children").read_text().split())
+    return found

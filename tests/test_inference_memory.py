@@ -1,0 +1,110 @@
+"""Memory of loaded models: given back when they go, and who goes when another one needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ipfs_accelerate_node.errors import NotFound, Unavailable
+from ipfs_accelerate_node.inference.memory import proportional_bytes
+from ipfs_accelerate_node.inference.model import LoadedModel, ModelSpec, Text
+from ipfs_accelerate_node.inference.registry import Registry
+from tests.support.models import tiny_model
+from tests.support.workers import ended, gone, registry_in_its_task, tree_bytes
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def spec(name: str, directory: Path) -> ModelSpec:
+    return ModelSpec(f"bafy{name}", directory, (name,))
+
+
+async def load(registry: Registry, name: str, directory: Path, **settings: float) -> LoadedModel:
+    return await registry.load(spec(name, directory), device="cpu", **settings)  # type: ignore[arg-type]
+
+
+async def test_a_model_that_is_idle_for_too_long_goes(directory: Path) -> None:
+    released: asyncio.Queue[str] = asyncio.Queue()
+    async with registry_in_its_task(keep_alive_s=0.05, gone=released.put_nowait) as registry:
+        model = await load(registry, "short", directory)
+        assert model.keep_alive_s == 0.05
+        assert await released.get() == "bafyshort"
+        assert gone(model.pid or 0)
+        assert registry.loaded() == []
+        with pytest.raises(NotFound):
+            await registry.infer("short", [Text("a")])
+
+
+async def test_what_is_at_work_or_pinned_is_not_idle(directory: Path) -> None:
+    async with registry_in_its_task(keep_alive_s=0.2) as registry:
+        model = await load(registry, "held", directory, pinned=True)
+        busy = await load(registry, "busy", directory)
+        await registry.infer(busy, [Text("the cat sat on the mat " * 20)] * 3000)  # takes longer than it may idle
+        assert (await registry.infer(busy, [Text("a")])).model.pid == busy.pid
+        await ended(busy.pid or 0)
+        assert (await registry.infer(model, [Text("a")])).model.pid == model.pid
+        await load(registry, "held", directory, pinned=False, keep_alive_s=0.05)
+        await ended(model.pid or 0)
+
+
+async def test_the_one_unused_for_longest_makes_room(directory: Path) -> None:
+    """Where two fit: the third takes the place of the one that was not asked for longest, never of a pinned one."""
+    async with registry_in_its_task() as registry:
+        first = await load(registry, "first", directory)
+        one_bytes = proportional_bytes(first.pid or 0)
+    async with registry_in_its_task(budget_bytes=int(2.7 * one_bytes) + (400 << 20)) as registry:
+        pinned = await load(registry, "pinned", directory, pinned=True)
+        older = await load(registry, "older", directory)
+        newer = await load(registry, "newer", directory)
+        assert {model.id for model in registry.loaded()} >= {"pinned", "newer"}
+        await registry.infer(older if registry.find("older") else newer, [Text("a")])
+        for name in ("fourth", "fifth"):
+            await load(registry, name, directory)
+        names = {model.id for model in registry.loaded()}
+        assert {"pinned", "fifth"} <= names
+        assert "older" not in names
+        assert (await registry.infer(pinned, [Text("a")])).model.pid == pinned.pid
+
+
+async def test_a_segfault_under_load_is_noticed_by_its_own_requests_only(directory: Path) -> None:
+    async with registry_in_its_task() as registry:
+        struck, other = await load(registry, "struck", directory), await load(registry, "other", directory)
+        long = [Text("the cat sat on " * 9)] * 1500
+        at_work = asyncio.create_task(registry.infer(struck, long))
+        behind = asyncio.create_task(registry.infer(struck, [Text("one")]))
+        beside = [asyncio.create_task(registry.infer(other, [Text("two")] * 50)) for _ in range(6)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert registry.waiting(struck) == 2
+        os.kill(struck.pid or 0, signal.SIGSEGV)
+        with pytest.raises(Unavailable, match="SIGSEGV") as caught:
+            await at_work
+        assert (caught.value.code, caught.value.retry_after_s) == ("worker_crashed", 1.0)
+        assert (await behind).model.pid not in (struck.pid, other.pid)
+        for task in beside:
+            assert (await task).model.pid == other.pid
+
+
+async def test_ten_rounds_give_all_memory_back(directory: Path, figure: Callable[[str], None]) -> None:
+    async with registry_in_its_task() as registry:
+        model = await load(registry, "round", directory)
+        await registry.unload("round")
+        before = tree_bytes(os.getpid())
+        for _ in range(10):
+            model = await load(registry, "round", directory)
+            await registry.infer(model, [Text("the cat")] * 20)
+            await registry.unload("round")
+            assert gone(model.pid or 0)
+        after = tree_bytes(os.getpid())
+        figure(f"ten rounds of load and unload: {before >> 20} MiB before, {after >> 20} MiB after")
+        assert after <= 1.05 * before
