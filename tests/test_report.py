@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -25,7 +26,7 @@ from ipfs_accelerate_node.benchmarks.trial import (
 from ipfs_accelerate_node.cli.report_tables import agreement as shown
 from ipfs_accelerate_node.cli.report_tables import escaped, markdown, markdown_of_many, remarks
 from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput
-from tests.support.daemon import run_cli
+from tests.support.daemon import run_cli, start_cli
 from tests.support.models import tiny_model
 from tests.support.running import Running, running
 
@@ -159,6 +160,41 @@ async def test_a_device_that_computes_something_else_is_found_out(here: Running)
     with pytest.raises(InferenceFailed, match="shape"):
         await agreement(registry, loaded, wider)
     await here.node.unload("tiny")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_caller_who_leaves_ends_the_report_and_nothing_stays_loaded(here: Running) -> None:
+    headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {here.key}"}
+    wanted = {"refs": ["tiny"], "devices": ["cpu"]}
+    async with here.session.post(f"{here.url}/api/report", json=wanted, headers=headers) as reply:
+        assert await reply.content.readline() == b"event: step\n"
+        second = await here.admin("POST", "/api/report", json=wanted)
+        assert (second.status, second.json["code"]) == (409, "report_running")
+        reply.close()
+    async with asyncio.timeout(90):
+        while (await here.admin("POST", "/api/report", json={"refs": ["mock:embedding"]})).status == 409:
+            continue  # each look is a request, which the daemon answers while it ends the other
+    assert here.node.registry.loaded() == []
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_command_tells_its_steps_and_prints_the_table(here: Running, tmp_path: Path) -> None:
+    env = {"IPFS_ACCELERATE_NODE_URL": here.url, "IPFS_ACCELERATE_NODE_KEY": here.key}
+    table = tmp_path / "table.md"
+    arguments = ["tiny", "--device", "cpu", "--device", "cuda:7", "--markdown", str(table)]
+    process = await start_cli(tmp_path, "report", *arguments, env=env)
+    out, err = await process.communicate()
+    assert process.returncode == 0, err
+    first, second = out.decode().splitlines()
+    assert first.split("\t")[:7] == ["tiny", "embedding", "cpu", "torch", "f32", "REAL", "1"]
+    assert second.split("\t")[2:6] == ["cuda:7", "torch", "f32", "UNAVAILABLE"]
+    assert "cuda:7 is not available" in second
+    assert "tiny on cpu (f32): measuring" in err.decode()
+    assert "| tiny | embedding | cpu | torch | f32 | REAL | 1 |" in table.read_text()
+    refused = await run_cli(tmp_path, "report", "nobody", "--json", env=env)
+    assert (refused.code, refused.json["code"]) == (3, "model_not_found")
 
 
 # -- arithmetic
