@@ -15,7 +15,7 @@ from tokenizers import processors
 
 from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput
 from ipfs_accelerate_node.inference.model import Audio, Chat, Generated, Ids, Item, Message, Options, Text
-from ipfs_accelerate_node.inference.tasks import samples
+from ipfs_accelerate_node.inference.tasks import notes_of, samples
 from ipfs_accelerate_node.inference.tasks.generation_settings import GenerationSettings
 from ipfs_accelerate_node.inference.tasks.logmel import LogMel
 from ipfs_accelerate_node.inference.tasks.speech import pieces_of
@@ -251,7 +251,9 @@ def scripted(
             found[at, scripts[at][done] if done < len(scripts[at]) else 0] = 5.0
         return found
 
-    processing = TextGeneration(tokens, GenerationSettings(None, (eos,), 0), None, positions)
+    processing = TextGeneration(
+        tokens, GenerationSettings(None, (eos,), 0), "the model has no chat template", positions
+    )
     return processing, ScriptedEngine(logits), tokens
 
 
@@ -351,6 +353,17 @@ def test_scores_that_are_no_numbers_are_a_failure_with_the_index(tmp_path: Path)
     with pytest.raises(InferenceFailed) as caught:
         processing.infer(ScriptedEngine(logits), [Text("long prompt"), Text("x")], Options(), lambda: None)
     assert caught.value.detail["index"] == 1
+
+
+def test_what_is_not_followed_or_of_no_use_is_told_and_plain_prompts_go_on(tmp_path: Path) -> None:
+    directory = llama(tmp_path / "model")
+    write_json(directory / "generation_config.json", {"eos_token_id": 2, "num_beams": 4})
+    (directory / "chat_template.jinja").write_text("{% for %}")
+    _, processing, _ = found = loaded(directory)
+    assert [note.split()[0] for note in notes_of(processing)] == ["num_beams", "the"]
+    with pytest.raises(InvalidInput, match="chat template is of no use"):
+        infer(found, [Chat((Message("user", "hi"),))])
+    assert infer(found, [Text("Rain")], max_new_tokens=2)
 
 
 def test_a_chat_needs_a_template(tmp_path: Path) -> None:

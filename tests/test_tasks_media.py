@@ -13,7 +13,7 @@ import torch
 import transformers as tf
 
 from ipfs_accelerate_node.errors import InvalidInput
-from ipfs_accelerate_node.inference.model import Image, ImageChoice, Scores, Text, Vector
+from ipfs_accelerate_node.inference.model import Image, ImageChoice, Item, Scores, Text, Vector
 from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.pictures import read_picture
 from tests.support.models import write_json
@@ -83,7 +83,7 @@ def reference(directory: Path, cls: Any) -> tuple[np.ndarray[Any, Any], np.ndarr
 def test_texts_and_pictures_get_the_vectors_of_transformers(make: Any, cls: Any, tmp_path: Path) -> None:
     directory = make(tmp_path / "model")
     texts, pictures, _ = reference(directory, cls)
-    items = [*(Text(label) for label in LABELS), *(Image(data) for data in PICTURES)]
+    items: list[Item] = [*(Text(label) for label in LABELS), *(Image(data) for data in PICTURES)]
     order = [5, 0, 8, 3, 1, 6, 2, 7, 4]
     outputs = infer(loaded(directory), [items[at] for at in order])
     for at, output in zip(order, outputs, strict=True):

@@ -43,6 +43,14 @@ def processing_for(files: ModelFiles, task: str) -> Processing:
     return _BUILDERS[task](files)
 
 
+def notes_of(processing: Processing) -> tuple[str, ...]:
+    """What a person should know of how a task is done: settings of the author that are not followed."""
+    settings = getattr(processing, "settings", None)
+    notes = settings.notes if isinstance(settings, GenerationSettings) else ()
+    template = getattr(processing, "template", None)
+    return (*notes, template) if isinstance(template, str) and "of no use" in template else notes
+
+
 def _tokens(files: ModelFiles) -> TextTokens:
     tokenizer = read_tokenizer(files.model_directory, model_type=files.model_type)
     lower = files.sentence is not None and files.sentence.settings.lower_case
@@ -146,8 +154,13 @@ def _text_generation(files: ModelFiles) -> TextGeneration:
     return TextGeneration(tokens, _generation(files, tokens), _template(files, tokens), files.max_tokens)
 
 
-def _template(files: ModelFiles, tokens: TextTokens) -> ChatTemplate | None:
-    return read_chat_template(files.model_directory, files.tokenizer_config, tokens.files.special)
+def _template(files: ModelFiles, tokens: TextTokens) -> ChatTemplate | str:
+    """A template of no use keeps nobody from prompts that are plain texts."""
+    try:
+        found = read_chat_template(files.model_directory, files.tokenizer_config, tokens.files.special)
+    except ModelUnsupported as exc:
+        return f"the model's chat template is of no use: {exc}"
+    return found or "the model has no chat template"
 
 
 def _text_to_text(files: ModelFiles) -> TextToText:

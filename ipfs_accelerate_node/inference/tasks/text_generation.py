@@ -31,19 +31,19 @@ COMPARED = 8
 
 @dataclass(frozen=True, slots=True)
 class TextGeneration:
-    """positions: tokens of prompt and answer together."""
+    """template: of chats, or why there is none. positions: tokens of prompt and answer together."""
 
     tokens: TextTokens
     settings: GenerationSettings
-    template: ChatTemplate | None
+    template: ChatTemplate | str
     positions: int
 
     def check(self, items: Sequence[Item], options: Options) -> None:
         check_items(items, (Text, Chat, Ids), task="text-generation")
         check_options(options)
         for index, item in enumerate(items):
-            if isinstance(item, Chat) and self.template is None:
-                refuse(index, "is a chat, and the model has no chat template")
+            if isinstance(item, Chat) and isinstance(self.template, str):
+                refuse(index, f"is a chat, and {self.template}")
 
     def infer(
         self, engine: Engine, items: Sequence[Item], options: Options, between: Callable[[], None]
@@ -77,7 +77,7 @@ class TextGeneration:
             case Text(text):
                 ids = self.tokens.whole(index, text)
             case Chat(messages):
-                assert self.template is not None
+                assert isinstance(self.template, ChatTemplate)
                 ids = self.tokens.whole(index, self.template.render(messages, index=index), special=False)
             case Ids():
                 ids = self.tokens.checked(index, item.ids)
