@@ -149,7 +149,7 @@ async def test_a_device_that_computes_something_else_is_found_out(here: Running)
     loaded = await here.node.load("tiny", device="cpu")
     registry = here.node.registry
     workload = await reference(registry, loaded)
-    assert len(workload.items) == INPUTS
+    assert INPUTS / 2 < len(workload.items) == len(set(workload.items)) <= INPUTS
     assert workload.generated is None
     assert verdict(await agreement(registry, loaded, workload), "f32") == ""
     other = replace(workload, primaries=(*workload.primaries[:-1], -workload.primaries[-1]))

@@ -241,12 +241,12 @@ async def _trial(here: Here, subject: _Subject, model: LoadedModel, workload: Wo
         memory_bytes=now.device_bytes or peak_bytes(now.pid) or now.memory_bytes,
         load_s=round(model.load_s, 3),
         greedy=found.greedy,
-        notes=_notes(model, found),
+        notes=_notes(model, found, len(workload.items)),
     )
 
 
-def _notes(model: LoadedModel, found: Agreement) -> tuple[str, ...]:
-    notes = list(model.notes)
+def _notes(model: LoadedModel, found: Agreement, inputs: int) -> tuple[str, ...]:
+    notes = [f"compared over {inputs} inputs", *model.notes]
     if (model.device, model.precision) == (REFERENCE_DEVICE, REFERENCE_PRECISION):
         notes.insert(0, "the reference itself, run twice")
     if found.greedy is not None:

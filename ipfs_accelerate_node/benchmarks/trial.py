@@ -67,7 +67,7 @@ class Speed:
 
 async def reference(registry: Registry, model: LoadedModel) -> Workload:
     """The workload as the loaded model answers it. Raises what a request raises."""
-    items = tuple(await registry.examples(model, INPUTS))
+    items = tuple(dict.fromkeys(await registry.examples(model, INPUTS)))  # a task may have fewer that differ
     primaries = [_finite(await registry.primary(model, item), model) for item in items]
     return Workload(model.task, items, tuple(primaries), await _greedy(registry, model, items))
 
