@@ -125,11 +125,14 @@ class KuboClient:
         except Unavailable as exc:
             raise SourceUnavailable(str(exc), source=SOURCE, cid=cid, code=_source_code(exc)) from exc
 
-    async def block_put(self, cid: Cid, data: bytes, *, timeout_s: float = 30.0) -> None:
-        """Store one block. Raises IntegrityError when Kubo names it otherwise (so data is not what cid says)."""
+    async def block_put(self, cid: Cid, data: bytes, *, pin: bool = False, timeout_s: float = 30.0) -> None:
+        """Store one block. Raises IntegrityError when Kubo names it otherwise (so data is not what cid says).
+
+        pin: with all that it links, in the same step, so that no garbage collection comes between.
+        """
         if cid.inline is not None:
             return  # an identity CID is its own block
-        query = [("cid-codec", cid.codec_name), ("mhtype", cid.hash_name), ("pin", "false")]
+        query = [("cid-codec", cid.codec_name), ("mhtype", cid.hash_name), ("pin", str(pin).lower())]
         answer = await self._one(calls.BLOCK_PUT, query, timeout_s=timeout_s, body=Body(bytes(data)))
         stored = _cid(answer.get("Key"))
         if stored.canonical != cid.canonical:
