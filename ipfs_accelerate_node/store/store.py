@@ -85,8 +85,10 @@ class Store:
         return store
 
     def close(self) -> None:
-        """Partial files stay for the next time."""
+        """Partial files stay for the next time. May be called again."""
         with self._lock:
+            if self.layout.root_fd < 0:
+                return
             self._partials.close()
             self._index.close()
             self.layout.close()
