@@ -281,6 +281,28 @@ async def test_paranoid_hashes_every_leaf_before_it_leaves(tmp_path: Path) -> No
         assert reply.json["code"] in ("corrupt", "not_found")
 
 
+async def test_paranoid_finds_the_leaves_of_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A range costs the leaves it touches, also where the file is asked for by its own CID."""
+    async with running(tmp_path / "cache", paranoid=True) as here:
+        root = (await here.node.add(write(tmp_path / "model", FILES))).root
+        store = here.node.store
+        cid = store.resolve(Cid.parse(root), "weights.bin")
+        read: list[str] = []
+        block = store.block
+
+        def counted(cid: Cid, *, public_only: bool = False) -> bytes | None:
+            read.append(str(cid))
+            return block(cid, public_only=public_only)
+
+        monkeypatch.setattr(store, "block", counted)
+        for path in (f"/ipfs/{cid}", f"/ipfs/{root}/weights.bin"):
+            await here.ask("GET", path)
+            read.clear()
+            reply = await here.ask("GET", path, headers={"Range": "bytes=5-9"})
+            assert reply.body == FILES["weights.bin"][5:10]
+            assert len(set(read)) == 2  # what was asked for, which decides who may see it, and the leaf
+
+
 def flip(path: Path, offset: int) -> None:
     path.chmod(0o600)
     with path.open("r+b") as file:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput
+from ipfs_accelerate_node.errors import InferenceFailed, PayloadTooLarge
 from ipfs_accelerate_node.inference.architectures import LAYOUTS
 from ipfs_accelerate_node.inference.model_files import inspect
 from ipfs_accelerate_node.inference.sentence import Pooling
@@ -218,11 +218,11 @@ def test_truncation_is_counted_or_refused(tmp_path: Path) -> None:
     rows = tokens.of_texts(texts, truncate=True)
     assert ([len(row) for row in rows.ids], rows.truncated) == ([3, 40, 40], 1)
     assert rows.ids[2][-1] == WORDS.index("[SEP]")
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(PayloadTooLarge) as caught:  # H5: 413 over the token limit
         tokens.of_texts(texts, truncate=False)
     assert caught.value.detail["index"] == 2
     assert tokens.of_ids([[5] * 50], truncate=True).truncated == 1
-    with pytest.raises(InvalidInput):
+    with pytest.raises(PayloadTooLarge):
         tokens.of_ids([[5] * 50], truncate=False)
 
 

@@ -7,7 +7,6 @@ the admin key everywhere. Any other bind needs a key for all but the health prob
 from __future__ import annotations
 
 import enum
-import ipaddress
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -66,11 +65,3 @@ class Gate:
         if scheme.lower() != "bearer" or not 0 < len(secret) <= _MAX_SECRET:
             return None
         return self.keys.identify(secret)
-
-
-def is_loopback(host: str) -> bool:
-    """Is this bind address one that only this host reaches? A name counts as itself: only ``localhost`` is one."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

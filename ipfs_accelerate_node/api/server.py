@@ -12,7 +12,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
-from ipfs_accelerate_node.api.access import is_loopback
 from ipfs_accelerate_node.api.app import build_app
 from ipfs_accelerate_node.api.daemon_file import remove_daemon_file, write_daemon_file
 from ipfs_accelerate_node.api.keys import KeyRing
@@ -20,7 +19,7 @@ from ipfs_accelerate_node.api.listener import listening, take_port
 from ipfs_accelerate_node.api.pipeline import TRAFFIC
 from ipfs_accelerate_node.api.traffic import Traffic
 from ipfs_accelerate_node.api.uploads import clear_uploads
-from ipfs_accelerate_node.config import Config
+from ipfs_accelerate_node.config import Config, is_loopback
 from ipfs_accelerate_node.errors import InvalidConfig, NodeError
 from ipfs_accelerate_node.node import Node
 

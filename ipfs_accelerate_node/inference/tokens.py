@@ -8,7 +8,7 @@ from itertools import islice
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from ipfs_accelerate_node.errors import InvalidInput, ModelUnsupported
+from ipfs_accelerate_node.errors import BadRequest, InvalidInput, ModelUnsupported, PayloadTooLarge
 from ipfs_accelerate_node.inference.model_files import MAX_TOKENIZER_BYTES, ModelFiles
 from ipfs_accelerate_node.inference.strict_json import parse_object, read_bytes
 
@@ -38,8 +38,8 @@ class TextTokens:
         self._tokenizer.enable_truncation(self._max_tokens)
 
     def of_texts(self, texts: Sequence[str], *, truncate: bool) -> Rows:
-        """Raises InvalidInput with the text's index: too long and not to be cut, no token at all, or a token that the
-        model has no row for."""
+        """Raises, with the text's index, PayloadTooLarge: too long and not to be cut; InvalidInput: no token at all, or a
+        token that the model has no row for."""
         prepared = [self._prompt + text for text in texts]
         if self._lower_case:
             prepared = [text.lower() for text in prepared]
@@ -50,7 +50,7 @@ class TextTokens:
             if encoding.overflowing:
                 truncated += 1
                 if not truncate:
-                    self._refuse(index, f"is longer than the model's {self._max_tokens} tokens")
+                    self._refuse(index, f"is longer than the model's {self._max_tokens} tokens", PayloadTooLarge)
             rows.append(encoding.ids)
         return self._checked(rows, truncated)
 
@@ -62,7 +62,7 @@ class TextTokens:
             if len(ids) > self._max_tokens:
                 truncated += 1
                 if not truncate:
-                    self._refuse(index, f"has {len(ids)} tokens, the model takes {self._max_tokens}")
+                    self._refuse(index, f"has {len(ids)} tokens, the model takes {self._max_tokens}", PayloadTooLarge)
             rows.append(list(islice(ids, self._max_tokens)))
         return self._checked(rows, truncated)
 
@@ -75,8 +75,8 @@ class TextTokens:
         return Rows(rows, truncated)
 
     @staticmethod
-    def _refuse(index: int, why: str) -> None:
-        raise InvalidInput(f"input {index} {why}", param="input", index=index)
+    def _refuse(index: int, why: str, error: type[BadRequest] = InvalidInput) -> None:
+        raise error(f"input {index} {why}", param="input", index=index)
 
 
 def _load(files: ModelFiles) -> Tokenizer:

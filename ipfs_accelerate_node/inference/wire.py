@@ -108,7 +108,10 @@ class Failure(msgspec.Struct, tag=True, frozen=True):
 
     def error(self) -> NodeError:
         """The error again, of its own class where that takes no further arguments."""
-        known = (errors.ModelUnsupported, errors.InvalidInput, errors.InferenceFailed, errors.DeviceUnavailable)
+        known = (
+            errors.ModelUnsupported, errors.InvalidInput, errors.PayloadTooLarge, errors.InferenceFailed,
+            errors.DeviceUnavailable,
+        )  # fmt: skip
         kind = next((k for k in known if k.__name__ == self.kind), Unavailable)
         raised = kind(self.message, code=self.code)
         raised.detail = dict(self.detail)
