@@ -215,6 +215,8 @@ async def _every_method(client: KuboClient, address: str, path: Path) -> None:
     await client.pin_rm(cid)
     await client.files_cp(cid, "/x")
     await client.complete(cid, timeout_s=5)
+    await client.files_names("/")
+    await client.pins_named("x")
     await client.files_rm("/x")
     await client.provide(cid)
     await client.providers(cid, timeout_s=2, limit=1)

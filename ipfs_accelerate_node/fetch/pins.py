@@ -188,7 +188,9 @@ class Pins:
     async def _source(self, url: str, kind: str) -> Source:
         config = self._config
         if kind == "kubo":
-            return KuboSource(await self._kubo.wait_ready(KUBO_PATIENCE_S))
+            client = await self._kubo.wait_ready(KUBO_PATIENCE_S)
+            await self._seeder.caught_up()
+            return KuboSource(client, timeout_s=4 * config.first_byte_timeout_s)
         return GatewaySource(
             url, kind=kind, first_byte_timeout_s=config.first_byte_timeout_s, stall_timeout_s=config.stall_timeout_s
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import ModelPlan
 from ipfs_accelerate_node.errors import NodeError, NotFound, Unavailable
-from ipfs_accelerate_node.kubo import KuboClient, KuboService, Seeded, is_seeded, seed, unseed
+from ipfs_accelerate_node.kubo import KuboClient, KuboService, Seeded, is_seeded, kept_roots, let_go, seed, unseed
 from ipfs_accelerate_node.store import Store
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,8 @@ class Seeder:
         client: KuboClient | None = None
         while True:
             client = await self._kubo.next_ready(client)
+            if client.managed:  # another daemon may keep the models of other nodes too
+                await self._release_departed(client)
             for model in await asyncio.to_thread(self._store.models):
                 try:
                     if not await is_seeded(client, model.root, announced=model.announce):
@@ -83,23 +85,39 @@ class Seeder:
                 except NodeError as exc:
                     log.warning("seed.check_failed root=%s reason=%s", model.root, exc)
 
+    async def _release_departed(self, client: KuboClient) -> None:
+        """Models that left the store while Kubo was away are no longer kept there. What is left of them, references to
+        files that are gone, is small, and makes way when such a block is fetched again (`KuboSource`)."""
+        try:
+            async with self._turn:
+                for root in await kept_roots(client):
+                    if await asyncio.to_thread(self._store.model, root) is None:
+                        await let_go(client, root)
+                        log.info("unseed.late root=%s", root)
+        except NodeError as exc:
+            log.warning("unseed.late_failed reason=%s", exc)
+
     async def _follow_departures(self) -> None:
-        """A departure that Kubo cannot be told of leaves references to files that are gone: small, never served."""
+        """A departure that Kubo cannot be told of now is found when Kubo is ready again."""
         while True:
             plan, nodes = await self._departed.get()
             try:
                 async with self._turn:
-                    if await asyncio.to_thread(self._store.model, plan.root) is None:
-                        await unseed(
-                            self._kubo.client, plan, nodes, keep=await asyncio.to_thread(self._kept, plan, nodes)
-                        )
+                    await self._unseed(plan, nodes)
             except NodeError as exc:
                 log.info("unseed.skipped root=%s reason=%s", plan.root, exc)
+            finally:
+                self._departed.task_done()
 
-    def _kept(self, plan: ModelPlan, nodes: Nodes) -> set[Cid]:
-        """What other stored models still need of it."""
-        cids = [*(file.cid for file in plan.files), *(cid for cid, _ in nodes)]
-        return {cid.canonical for cid in cids if self._store.has(cid)}
+    async def _unseed(self, plan: ModelPlan, nodes: Nodes) -> None:
+        cids = [plan.root, *(file.cid for file in plan.files), *(cid for cid, _ in nodes)]
+        held = await asyncio.to_thread(self._store.held, cids)
+        if plan.root.canonical not in held:  # else it came back meanwhile
+            await unseed(self._kubo.client, plan, nodes, keep=held)
+
+    async def caught_up(self) -> None:
+        """Kubo was told of every departure so far, so it refers to no file that is gone."""
+        await self._departed.join()
 
 
 def _hand_over(

@@ -33,7 +33,7 @@ class KuboSource:
     async def read_block(self, cid: Cid) -> bytes:
         """See `Source.read_block`. The block comes unpinned into Kubo's own store until `settled`."""
         try:
-            block = await self._client.block_get(cid, timeout_s=self._timeout_s)
+            block = await self._block(cid)
         except SourceUnavailable:
             raise
         except (Unavailable, TimeoutError) as exc:
@@ -43,6 +43,18 @@ class KuboSource:
         if len(block) > MAX_BLOCK_BYTES:
             raise self._fault(cid, f"{len(block)} bytes", "block_too_large")
         return block
+
+    async def _block(self, cid: Cid) -> bytes:
+        """A daemon of ours that refers to a file of ours which is gone or damaged forgets it and asks the network."""
+        try:
+            return await self._client.block_get(cid, timeout_s=self._timeout_s)
+        except SourceUnavailable as exc:
+            if exc.code != "kubo_error" or not self._client.managed or not await self._client.references([cid]):
+                raise
+            if await self._client.block_rm([cid]):
+                raise
+            log.warning("kubo.reference_dropped cid=%s reason=%s", cid, exc)
+        return await self._client.block_get(cid, timeout_s=self._timeout_s)
 
     async def settled(self, cids: Sequence[Cid]) -> None:
         """Drops Kubo's copy of these leaves, so that one copy is on disk at a time. What another pin holds stays."""

@@ -262,6 +262,12 @@ class Store:
         """Whether `block` would find it; reads no file."""
         return reading.has(self._index, cid)
 
+    def held(self, cids: Iterable[Cid]) -> set[Cid]:
+        """Those of them (canonical) that are a file or a node block of a stored model, not merely on disk. Waits for a
+        removal that is under way."""
+        with self._lock:
+            return {cid.canonical for cid in cids if reading.roots(self._index, cid)}
+
     def file(self, cid: Cid, *, public_only: bool = False) -> StoredFile | None:
         """A whole file by its CID. public_only: only if a public model holds it."""
         return self.blobs.file(cid, public_only=public_only)
