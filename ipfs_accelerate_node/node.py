@@ -33,7 +33,7 @@ from ipfs_accelerate_node.content.reference import (
 )
 from ipfs_accelerate_node.errors import Loading, ModelUnsupported, NodeError, NotFound
 from ipfs_accelerate_node.fetch.hub import drop_staged
-from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt
+from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt, StoppedPin
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, receipt
 from ipfs_accelerate_node.fetch.seeder import Seeder
 from ipfs_accelerate_node.inference.model import Accelerator, Embeddings, LoadedModel, ModelSpec
@@ -226,10 +226,15 @@ class Node:
     def updates(self, job: PinJob) -> AsyncIterator[PinJob]:
         return self._pins.updates(job)
 
-    async def unpin(self, ref: str) -> StoredModel:
-        """The model stays until space is needed, or `gc`. A pin still under way is cancelled; what it got stays."""
-        self._pins.cancel(ref)
-        model = await asyncio.to_thread(self.find, ref)
+    async def unpin(self, ref: str) -> StoredModel | StoppedPin:
+        """The model stays until space is needed, or `gc`. A pin still under way is stopped; what it got stays."""
+        stopped = await self._pins.cancel(ref)
+        try:
+            model = await asyncio.to_thread(self.find, ref)
+        except NotFound:
+            if stopped:
+                return StoppedPin(stopped[-1].root, stopped[-1].ref)
+            raise
         await asyncio.to_thread(self.store.unpin, model.root)
         return await asyncio.to_thread(self.find, str(model.root))
 

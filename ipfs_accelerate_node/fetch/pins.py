@@ -75,14 +75,16 @@ class Pins:
     def updates(self, job: PinJob) -> AsyncIterator[PinJob]:
         return self.jobs.updates(job.id)
 
-    def cancel(self, id_or_root: str) -> bool:
-        """Stops a pin under way (what it verified stays for the next). False when there is none."""
-        job = self.jobs.find(id_or_root)
-        if job is None or job.ended or (task := self._tasks.get(job.id)) is None:
-            return False
-        task.cancel()
-        self.jobs.change(job.id, state="failed", error=problem(Unavailable("unpinned meanwhile", code="cancelled")))
-        return True
+    async def cancel(self, ref: str) -> list[PinJob]:
+        """Stops every pin under way of that reference, in any spelling, and waits until they have ended; what they
+        verified stays for the next. Returns the pins that were stopped."""
+        found = {job.id: self._tasks[job.id] for job in self.jobs.under_way(ref) if job.id in self._tasks}
+        for job_id, task in found.items():
+            task.cancel()
+            self.jobs.change(job_id, state="failed", error=problem(Unavailable("unpinned meanwhile", code="cancelled")))
+        if found:
+            await asyncio.wait(found.values())
+        return [job for job_id in found if (job := self.jobs.find(job_id)) is not None]
 
     def close(self) -> None:
         for task in self._tasks.values():
