@@ -24,6 +24,7 @@ from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.reference import (
+    DEFAULT_REVISION,
     HubRef,
     MockRef,
     Reference,
@@ -138,7 +139,8 @@ class Node:
                 except NotFound:
                     return None
             case HubRef(repo=repo, revision=revision):
-                return next((m for m in self.store.models() if _is_of_hub(m.provenance, repo, revision)), None)
+                of_repo = [m for m in self.store.models() if _is_of_hub(m.provenance, repo, revision)]
+                return max(of_repo, key=lambda m: m.provenance.at, default=None)
             case _:
                 return None
 
@@ -379,5 +381,6 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _is_of_hub(provenance: Provenance, repo: str, revision: str | None) -> bool:
-    return provenance.hub_repo == repo and revision in (None, provenance.hub_commit)
+def _is_of_hub(provenance: Provenance, repo: str, revision: str) -> bool:
+    """Without a revision any commit that is here: what main is now only the Hub knows, and only `pin` asks it."""
+    return provenance.hub_repo == repo and revision in (DEFAULT_REVISION, provenance.hub_commit)

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.reference import (
+    DEFAULT_REVISION,
     HubRef,
     MockRef,
     Reference,
@@ -123,7 +124,7 @@ class Pins:
         began = time.perf_counter()
         fetched: Fetched | None = None
         model = await asyncio.to_thread(stored, reference, job.ref)
-        if model is None:
+        if model is None or self._may_have_moved(reference, job.ref):
             fetched = await self._fetch(job, reference, only)
             model = fetched.model
         else:
@@ -136,6 +137,11 @@ class Pins:
         brought = fetched is not None and any(s.kind == "kubo" for s in fetched.sources)
         seeded = await self._seeder.seed(model.root, announce=announce, brought=brought)
         return receipt(model, seeded, began, name=job.name, reference=job.ref, fetched=fetched)
+
+    def _may_have_moved(self, reference: Reference, text: str) -> bool:
+        """Whether a stored model of that reference may be an older one: main of a repository is what the Hub says."""
+        moves = isinstance(reference, HubRef) and reference.revision == DEFAULT_REVISION
+        return moves and self._store.named(text) is None
 
     def _keep(self, root: Cid, name: str | None) -> None:
         self._store.pin(root)

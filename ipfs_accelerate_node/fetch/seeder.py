@@ -21,6 +21,7 @@ from ipfs_accelerate_node.store import Store
 log = logging.getLogger(__name__)
 
 Nodes = Sequence[tuple[Cid, bytes]]
+NOT_PUBLIC = "served to nobody: it mirrors a gated or private Hub repository"
 
 
 class Seeder:
@@ -36,7 +37,11 @@ class Seeder:
 
     async def seed(self, root: Cid, *, announce: bool, brought: bool) -> Seeded:
         """brought: Kubo fetched the blocks itself and still holds a second copy. Never raises for Kubo's faults: a
-        model that is stored and not seeded is a success with a note."""
+        model that is stored and not seeded is a success with a note. What is not public is never handed to Kubo, which
+        gives a block to every peer that asks for it, announced or not."""
+        model = await asyncio.to_thread(self._store.model, root)
+        if model is not None and not model.public:
+            return Seeded(False, NOT_PUBLIC)
         if self._kubo.state == "off":
             return Seeded(False, f"served over HTTP only: Kubo is {self._kubo.reason}")
         try:
@@ -79,6 +84,8 @@ class Seeder:
             if client.managed:  # another daemon may keep the models of other nodes too
                 await self._release_departed(client)
             for model in await asyncio.to_thread(self._store.models):
+                if not model.public:
+                    continue
                 try:
                     if not await is_seeded(client, model.root, announced=model.announce):
                         await self.seed(model.root, announce=model.announce, brought=False)
