@@ -38,8 +38,8 @@ class TextTokens:
         self._tokenizer.enable_truncation(self._max_tokens)
 
     def of_texts(self, texts: Sequence[str], *, truncate: bool) -> Rows:
-        """Raises, with the text's index, PayloadTooLarge: too long and not to be cut; InvalidInput: no token at all, or a
-        token that the model has no row for."""
+        """Raises, with the text's index, PayloadTooLarge: too long and not to be cut; InvalidInput: no token at all, or
+        a token that the model has no row for."""
         prepared = [self._prompt + text for text in texts]
         if self._lower_case:
             prepared = [text.lower() for text in prepared]
