@@ -25,9 +25,9 @@ from ipfs_accelerate_node.fetch.hub import fetch_hub
 from ipfs_accelerate_node.fetch.jobs import JobBoard, PinJob, Receipt
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
 from ipfs_accelerate_node.fetch.seeder import Seeder
-from ipfs_accelerate_node.kubo import KuboService
+from ipfs_accelerate_node.kubo import KuboClient, KuboService
 from ipfs_accelerate_node.kubo.seeding import Seeded
-from ipfs_accelerate_node.sources import GatewaySource, KuboSource, Source
+from ipfs_accelerate_node.sources import GatewaySource, LateKubo, Source
 from ipfs_accelerate_node.sources.hub import HubSource
 from ipfs_accelerate_node.store import Store, StoredModel
 
@@ -156,7 +156,7 @@ class Pins:
         match reference:
             case RootRef(cid=cid, path=path):
                 async with AsyncExitStack() as stack:
-                    sources = await self._sources(stack, only)
+                    sources = self._sources(stack, only)
                     root = await self._fetcher.resolve(cid, path, sources) if path else cid.canonical
                     self.jobs.change(job.id, root=str(root))
                     return await self._fetcher.fetch(root, sources, name=job.name, reference=job.ref, progress=progress)
@@ -174,7 +174,7 @@ class Pins:
                     f"{job.ref} is neither a CID, a Hub repository nor a name known here", code="model_not_found"
                 )
 
-    async def _sources(self, stack: AsyncExitStack, only: str | None) -> Sequence[Source]:
+    def _sources(self, stack: AsyncExitStack, only: str | None) -> Sequence[Source]:
         """Peers first (plain HTTP, configured by the user), then Kubo, then gateways."""
         config = self._config
         wanted: list[tuple[str, str]] = [(url, "peer") for url in config.peers]
@@ -184,24 +184,24 @@ class Pins:
             wanted = [w for w in wanted if w[0] == only] or [(only, "kubo" if only == "kubo" else "gateway")]
         sources: list[Source] = []
         for url, kind in wanted:
-            try:
-                source = await self._source(url, kind)
-            except Unavailable as exc:
-                log.warning("pin.without_kubo reason=%s", exc)
-                continue
+            source = self._source(url, kind)
             stack.push_async_callback(source.aclose)
             sources.append(source)
         return sources
 
-    async def _source(self, url: str, kind: str) -> Source:
+    def _source(self, url: str, kind: str) -> Source:
         config = self._config
         if kind == "kubo":
-            client = await self._kubo.wait_ready(KUBO_PATIENCE_S)
-            await self._seeder.caught_up()
-            return KuboSource(client, timeout_s=4 * config.first_byte_timeout_s)
+            return LateKubo(self._ready_kubo, timeout_s=4 * config.first_byte_timeout_s)
         return GatewaySource(
             url, kind=kind, first_byte_timeout_s=config.first_byte_timeout_s, stall_timeout_s=config.stall_timeout_s
         )
+
+    async def _ready_kubo(self) -> KuboClient:
+        """Raises Unavailable."""
+        client = await self._kubo.wait_ready(KUBO_PATIENCE_S)
+        await self._seeder.caught_up()
+        return client
 
 
 def receipt(

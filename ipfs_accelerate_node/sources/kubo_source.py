@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ipfs_accelerate_node.content.cid import Cid
@@ -71,3 +72,42 @@ class KuboSource:
 
     def _fault(self, cid: Cid, reason: object, code: str) -> SourceUnavailable:
         return SourceUnavailable(f"kubo for {cid}: {reason}", source=self.name, cid=cid, code=code)
+
+
+class LateKubo:
+    """A Kubo that may not be ready yet: waited for when it is asked for its first block, and once only.
+
+    ready: the client, as soon as there is one; raises Unavailable when that takes too long. timeout_s: as `KuboSource`.
+    """
+
+    name = KuboSource.name
+    kind = KuboSource.kind
+
+    def __init__(self, ready: Callable[[], Awaitable[KuboClient]], *, timeout_s: float = 60.0) -> None:
+        self._ready = ready
+        self._timeout_s = timeout_s
+        self._waiting = asyncio.Lock()
+        self._source: KuboSource | None = None
+        self._absent: Unavailable | None = None
+
+    async def read_block(self, cid: Cid) -> bytes:
+        """See `Source.read_block`; code kubo_unavailable when it did not become ready."""
+        async with self._waiting:
+            if self._source is None and self._absent is None:
+                try:
+                    self._source = KuboSource(await self._ready(), timeout_s=self._timeout_s)
+                except Unavailable as exc:
+                    self._absent = exc
+        if self._source is None:
+            raise SourceUnavailable(
+                f"kubo for {cid}: {self._absent}", source=self.name, cid=cid, code="kubo_unavailable"
+            ) from self._absent
+        return await self._source.read_block(cid)
+
+    async def settled(self, cids: Sequence[Cid]) -> None:
+        """As `KuboSource.settled`."""
+        if self._source is not None:
+            await self._source.settled(cids)
+
+    async def aclose(self) -> None:
+        """Nothing: the client belongs to the Kubo service."""
