@@ -244,10 +244,11 @@ async def test_nothing_can_be_written(stored: Stored) -> None:
         assert (await stored.get(f"/ipfs/{stored.root}", method)).status == 405
 
 
-async def test_what_is_private_is_not_there_for_others(tmp_path: Path) -> None:
-    """Default 12, and the access table on a bind that others reach."""
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+async def test_what_is_private_is_not_there_for_others(tmp_path: Path, host: str) -> None:
+    """Default 12. Another user of this machine is a stranger like one from the network."""
     shared, secret = b"in both" * 1000, b"in one" * 1000
-    async with running(tmp_path / "cache", host="0.0.0.0", share=True) as here:
+    async with running(tmp_path / "cache", host=host, share=True) as here:
         public = (await here.node.add(write(tmp_path / "public", {"a": shared}))).root
         private = (await here.node.add(write(tmp_path / "private", {"a": shared, "b": secret}))).root
         here.node.store.set_public(Cid.parse(public), True)

@@ -50,8 +50,9 @@ class Gate:
         return caller
 
     def sees_private(self, caller: Caller | None) -> bool:
-        """May this caller read stored content that is not public?"""
-        return self.loopback or (caller is not None and caller.may("admin"))
+        """May this caller read stored content that is not public? On loopback too, only who has the daemon's own key:
+        another user of this machine, or another node on it, is a stranger."""
+        return caller is not None and caller.may("admin")
 
     def _caller(self, request: web.BaseRequest) -> Caller | None:
         named = request.headers.getall("Authorization", [])

@@ -133,3 +133,4 @@ def _log_to_stderr(level: str, secrets: list[str | None]) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(RedactSecrets(secrets))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # the Hub client's: a line with the URL for each request

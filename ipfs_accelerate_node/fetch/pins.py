@@ -66,6 +66,8 @@ class Pins:
             check_model_name(name)
         if isinstance(reference, MockRef):
             raise BadRequest("a mock has no bytes to pin", code="mock_not_pinnable")
+        if isinstance(reference, HubRef) and source is not None:
+            raise BadRequest("a Hub reference comes from the Hub; a source can be named for a CID", param="source")
         root = str(reference.cid.canonical) if isinstance(reference, RootRef) and not reference.path else None
         job = self.jobs.open(ref, name, root)
         task = self._group.create_task(self._run(job, reference, stored, announce, source), name=f"pin {ref}")
