@@ -1,7 +1,7 @@
 """What every test file shares: which tests this machine can run, and a list at the end of those it could not.
 
-A test says what it needs with markers (`kubo`, `model`, `needs("strace", "root")`). Where that is missing the test is left
-out and named under NOT RUN with the reason; under CI a missing Kubo or model is an error instead.
+A test says what it needs with markers (`kubo`, `model`, `needs("strace", "root")`). Where that is missing the test is
+left out and named under NOT RUN with the reason; under CI a missing Kubo or model is an error instead.
 """
 
 from __future__ import annotations
