@@ -24,10 +24,17 @@ from ipfs_accelerate_node.benchmarks import BenchResult, bench, publish_kept, re
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.reference import HubRef, Reference, RootRef, check_model_name, parse_reference
+from ipfs_accelerate_node.content.reference import (
+    DEFAULT_REVISION,
+    HubRef,
+    Reference,
+    RootRef,
+    check_model_name,
+    parse_reference,
+)
 from ipfs_accelerate_node.errors import NotFound
 from ipfs_accelerate_node.fetch.hub import drop_staged
-from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt
+from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt, StoppedPin
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, receipt
 from ipfs_accelerate_node.fetch.seeder import Seeder
 from ipfs_accelerate_node.inference.model import Accelerator, Embeddings, Inferred, Item, LoadedModel, Options
@@ -141,7 +148,8 @@ class Node:
                 except NotFound:
                     return None
             case HubRef(repo=repo, revision=revision):
-                return next((m for m in self.store.models() if _is_of_hub(m.provenance, repo, revision)), None)
+                of_repo = [m for m in self.store.models() if _is_of_hub(m.provenance, repo, revision)]
+                return max(of_repo, key=lambda m: m.provenance.at, default=None)
             case _:
                 return None
 
@@ -230,10 +238,15 @@ class Node:
     def updates(self, job: PinJob) -> AsyncIterator[PinJob]:
         return self._pins.updates(job)
 
-    async def unpin(self, ref: str) -> StoredModel:
-        """The model stays until space is needed, or `gc`. A pin still under way is cancelled; what it got stays."""
-        self._pins.cancel(ref)
-        model = await asyncio.to_thread(self.find, ref)
+    async def unpin(self, ref: str) -> StoredModel | StoppedPin:
+        """The model stays until space is needed, or `gc`. A pin still under way is stopped; what it got stays."""
+        stopped = await self._pins.cancel(ref)
+        try:
+            model = await asyncio.to_thread(self.find, ref)
+        except NotFound:
+            if stopped:
+                return StoppedPin(stopped[-1].root, stopped[-1].ref)
+            raise
         await asyncio.to_thread(self.store.unpin, model.root)
         return await asyncio.to_thread(self.find, str(model.root))
 
@@ -362,5 +375,6 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _is_of_hub(provenance: Provenance, repo: str, revision: str | None) -> bool:
-    return provenance.hub_repo == repo and revision in (None, provenance.hub_commit)
+def _is_of_hub(provenance: Provenance, repo: str, revision: str) -> bool:
+    """Without a revision any commit that is here: what main is now only the Hub knows, and only `pin` asks it."""
+    return provenance.hub_repo == repo and revision in (DEFAULT_REVISION, provenance.hub_commit)

@@ -11,14 +11,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 40.0  # the daemon's own drain is 30 s
 KUBO_TIMEOUT_S = 30.0
 REQUEST_TIMEOUT_S = 300.0
 
@@ -37,22 +38,29 @@ def request(daemon: dict[str, Any], method: str, path: str, body: object = None)
             return json.load(reply)
     except urllib.error.HTTPError as exc:
         raise SystemExit(f"{method} {path}: {exc.code} {exc.read().decode(errors='replace')}") from exc
+    except OSError as exc:
+        raise SystemExit(f"{method} {path}: the daemon does not answer: {exc}") from exc
 
 
-def started(process: subprocess.Popen[bytes], cache: Path) -> dict[str, Any]:
-    """What the daemon wrote about itself, once it listens; ends the script when the daemon ends first."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if (code := process.poll()) is not None:
-            raise SystemExit(f"the daemon ended with exit code {code} before it listened")
-        try:
-            found: dict[str, Any] = json.loads((cache / "daemon.json").read_text())
-            if found["pid"] == process.pid:
-                return found
-        except (FileNotFoundError, json.JSONDecodeError):
-            pass
-        time.sleep(0.05)
-    raise SystemExit(f"the daemon did not listen within {START_TIMEOUT_S:.0f} s")
+def started(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Where the daemon listens, as `up --json` says, with the admin key from its data folder; ends the script when the
+    daemon ends first or takes too long."""
+    assert process.stdout is not None
+    patience = threading.Timer(START_TIMEOUT_S, process.terminate)
+    patience.start()
+    told = ""
+    try:
+        for line in process.stdout:
+            told += line
+            if line.rstrip() == "}" and "cache" in (place := json.loads(told)):
+                noted: dict[str, Any] = json.loads((Path(place["cache"]) / "daemon.json").read_text())
+                return noted
+        code = process.wait()
+    finally:
+        patience.cancel()
+    if code == 0:  # --help and the like
+        raise SystemExit(told.rstrip())
+    raise SystemExit(f"the daemon ended with exit code {code} before it listened")
 
 
 def show(daemon: dict[str, Any], sample: Path) -> None:
@@ -90,44 +98,58 @@ def report_kubo(daemon: dict[str, Any]) -> None:
         print(f"lacking {reason}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Run the node with its sample model.")
-    parser.add_argument("--check", action="store_true", help="do the same, then stop")
-    parser.add_argument("--sample", type=Path, required=True)
-    parser.add_argument("--kubo-binary", default="")
-    parser.add_argument("up", nargs="*", help="arguments for `up`, after --")
-    options = parser.parse_args()
+def stop(process: subprocess.Popen[str], *, told: bool) -> None:
+    """told: the daemon heard the terminal's Ctrl-C itself; a second signal would cut off what it is finishing."""
+    try:
+        if not told:
+            process.terminate()
+        process.wait(STOP_TIMEOUT_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.terminate()
+        process.wait()
 
-    cache = CHECKOUT / "cache"
-    if "--cache" in options.up:
-        cache = Path(options.up[options.up.index("--cache") + 1]).resolve()
-    arguments = list(options.up)
-    if options.check and "--port" not in arguments:
-        arguments += ["--port", "0"]  # a check must not fail because another node holds the usual port
+
+def up_command(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """The daemon's command line and environment: what the user said wins over what is set here."""
     environment = dict(os.environ)
-    if options.check:  # and it has no business on the public network for its few seconds
+    if options.check:
+        # A check must not fail because another node holds the usual port, and has no business on the public network.
+        environment.setdefault("IPFS_ACCELERATE_NODE_PORT", "0")
         environment.setdefault("IPFS_ACCELERATE_NODE_KUBO_LOOPBACK", "true")
         environment.setdefault("IPFS_ACCELERATE_NODE_BOOTSTRAP", "none")
     if options.kubo_binary:
         environment.setdefault("IPFS_ACCELERATE_NODE_KUBO_BINARY", options.kubo_binary)
-    command = [sys.executable, "-m", "ipfs_accelerate_node", "up", "--cache", str(cache)]
-    process = subprocess.Popen([*command, *(a for a in arguments if a != "--")], env=environment)
+    arguments = [argument for argument in options.up if argument != "--"]
+    return [sys.executable, "-m", "ipfs_accelerate_node", "up", "--json", *arguments], environment
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/run", description="Run the node with its sample model.")
+    parser.add_argument("--check", action="store_true", help="do the same, then stop")
+    parser.add_argument("--sample", type=Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--kubo-binary", default="", help=argparse.SUPPRESS)
+    parser.add_argument("up", nargs="*", metavar="-- ARGUMENT", help="arguments for `up`, after --")
+    options = parser.parse_args()
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    command, environment = up_command(options)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    told = False
     try:
-        daemon = started(process, cache)
+        daemon = started(process)
         print(f"node    {daemon['url']} (pid {daemon['pid']})")
         report_kubo(daemon)
         show(daemon, options.sample)
         if options.check:
             print("check passed")
             return 0
-        print("Ctrl-C stops the node.")
+        print("Ctrl-C stops the node.", flush=True)
         return process.wait()
     except KeyboardInterrupt:
-        return 0
+        told = True
+        return 130 if options.check else 0
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=60)
+        stop(process, told=told)
 
 
 if __name__ == "__main__":

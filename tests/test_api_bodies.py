@@ -198,6 +198,15 @@ async def test_a_body_that_stalls_is_given_up(tmp_path: Path, monkeypatch: pytes
         assert json.loads(answer.body)["code"] == "timeout"
 
 
+async def test_a_json_body_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F30: a byte now and then is progress, but not for ever."""
+    monkeypatch.setattr(bodies, "JSON_DEADLINE_S", 0.05)
+    async with serving(tmp_path, lambda port: small_app(port, ROUTES)) as served:
+        head = f"POST /echo HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nContent-Type: application/json\r\n".encode()
+        answer = await served.raw(head + b'Content-Length: 100\r\n\r\n{"text"')
+        assert (answer.status, json.loads(answer.body)["code"]) == (400, "timeout")
+
+
 async def test_flags_in_the_query(tmp_path: Path) -> None:
     async with serving(tmp_path, lambda port: small_app(port, ROUTES)) as served, aiohttp.ClientSession() as session:
         for query, wanted in (

@@ -244,10 +244,11 @@ async def test_nothing_can_be_written(stored: Stored) -> None:
         assert (await stored.get(f"/ipfs/{stored.root}", method)).status == 405
 
 
-async def test_what_is_private_is_not_there_for_others(tmp_path: Path) -> None:
-    """Default 12, and the access table on a bind that others reach."""
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+async def test_what_is_private_is_not_there_for_others(tmp_path: Path, host: str) -> None:
+    """Default 12. Another user of this machine is a stranger like one from the network."""
     shared, secret = b"in both" * 1000, b"in one" * 1000
-    async with running(tmp_path / "cache", host="0.0.0.0", share=True) as here:
+    async with running(tmp_path / "cache", host=host, share=True) as here:
         public = (await here.node.add(write(tmp_path / "public", {"a": shared}))).root
         private = (await here.node.add(write(tmp_path / "private", {"a": shared, "b": secret}))).root
         here.node.store.set_public(Cid.parse(public), True)
@@ -279,6 +280,28 @@ async def test_paranoid_hashes_every_leaf_before_it_leaves(tmp_path: Path) -> No
         reply = await here.ask("GET", f"/ipfs/{root}/weights.bin", headers={"Range": "bytes=0-9"})
         assert reply.status == 404
         assert reply.json["code"] in ("corrupt", "not_found")
+
+
+async def test_paranoid_finds_the_leaves_of_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A range costs the leaves it touches, also where the file is asked for by its own CID."""
+    async with running(tmp_path / "cache", paranoid=True) as here:
+        root = (await here.node.add(write(tmp_path / "model", FILES))).root
+        store = here.node.store
+        cid = store.resolve(Cid.parse(root), "weights.bin")
+        read: list[str] = []
+        block = store.block
+
+        def counted(cid: Cid, *, public_only: bool = False) -> bytes | None:
+            read.append(str(cid))
+            return block(cid, public_only=public_only)
+
+        monkeypatch.setattr(store, "block", counted)
+        for path in (f"/ipfs/{cid}", f"/ipfs/{root}/weights.bin"):
+            await here.ask("GET", path)
+            read.clear()
+            reply = await here.ask("GET", path, headers={"Range": "bytes=5-9"})
+            assert reply.body == FILES["weights.bin"][5:10]
+            assert len(set(read)) == 2  # what was asked for, which decides who may see it, and the leaf
 
 
 def flip(path: Path, offset: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -169,6 +170,10 @@ async def test_what_is_not_http_is_refused_and_the_connection_closed(
     writer.close()
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400")), answer[:80]
     assert b" 200 OK" not in answer
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert json.loads(body)["code"] in ("bad_http", "bad_body", "bad_request")
+    assert b"Server: ipfs-accelerate-node" in head
+    assert re.search(rb"x-request-id: [0-9a-f]{32}", head)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 

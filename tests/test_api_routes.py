@@ -219,6 +219,7 @@ async def test_a_pin_that_fails_tells_why(here: Running) -> None:
         ({}, 422),
         ({"ref": ""}, 422),
         ({"ref": "mock:embedding"}, 400),
+        ({"ref": "hf:org/name", "source": "http://127.0.0.1:9"}, 400),
         ({"ref": "bafkreez3itiri7ghbbf6lzej7paxyxy2qznpw"}, 400),
         ({"ref": "../../etc/passwd"}, 400),
         ({"ref": "x", "announce": "yes"}, 422),

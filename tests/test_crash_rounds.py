@@ -1,4 +1,4 @@
-"""kill -9 at random moments of add and pin: after each start everything that is there verifies, without a manual step."""
+"""kill -9 at random moments of add and pin: after each start all that is there verifies, without a manual step."""
 
 from __future__ import annotations
 

@@ -59,3 +59,13 @@ async def test_doctor_sees_the_running_daemon(tmp_path: Path, daemon: Daemon) ->
     async with asyncio.timeout(50):
         out, _ = await process.communicate()
     assert f"{daemon.url} runs without: Kubo is off: \\x1b[31m" in out.decode()
+
+
+@pytest.mark.timeout(60)
+async def test_doctor_looks_at_the_cache_that_was_named_also_without_settings(tmp_path: Path) -> None:
+    process = await start_cli(tmp_path, "doctor", "--json", env={"IPFS_ACCELERATE_NODE_PORT": "no number"})
+    async with asyncio.timeout(50):
+        out, _ = await process.communicate()
+    findings = {finding["name"]: finding for finding in json.loads(out)["findings"]}
+    assert findings["settings"]["state"] == "broken"
+    assert findings["disk"]["found"].endswith(str(tmp_path / "cache"))

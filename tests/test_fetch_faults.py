@@ -325,3 +325,16 @@ async def test_unsafe_names_are_refused_whole(store: Store, stack: AsyncExitStac
     error = await failed(store, root, sources)
     assert error.code == "invalid_path"
     assert not list((store.root / "models").iterdir())
+
+
+async def test_dag_that_declares_more_than_its_raw_leaf_holds_is_bad_and_no_fault_of_the_source(
+    store: Store, stack: AsyncExitStack
+) -> None:
+    blocks: Blocks = {}
+    short, _ = put_raw(blocks, b"four")
+    root, _ = put_file(blocks, [(short, 5)])
+    _, sources = await gateways(stack, 2, blocks)
+    error = await failed(store, root, sources)
+    assert isinstance(error, BadContent)
+    assert error.code == "bad_dag"
+    assert error.detail["cid"] == str(short)

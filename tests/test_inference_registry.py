@@ -21,6 +21,7 @@ from ipfs_accelerate_node.errors import (
     ModelUnsupported,
     NotFound,
     Overloaded,
+    PayloadTooLarge,
     Unavailable,
 )
 from ipfs_accelerate_node.inference import slot as slots
@@ -91,7 +92,7 @@ async def test_wrong_input_costs_only_its_caller(registry: Registry, model: Load
     for inputs in wrong:
         with pytest.raises(InvalidInput):
             await registry.embed(model, inputs)
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(PayloadTooLarge) as caught:
         await registry.embed(model, ["cat", "cat " * 60], truncate=False)
     assert caught.value.detail == {"param": "input", "index": 1}
     assert (await registry.embed(model, ["cat " * 60])).truncated == 1

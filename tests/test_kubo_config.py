@@ -234,3 +234,13 @@ def test_install_kubo_without_kubo_and_go_says_what_is_missing(tmp_path: Path) -
     (ipfs := tools / "ipfs").write_text("#!/bin/sh\necho 0.43.1\n")
     ipfs.chmod(0o755)
     assert install().stdout == f"{ipfs}\n"
+
+
+def test_without_public_services_no_resolver_of_theirs_is_asked() -> None:
+    written = {"DNS": {"Resolvers": {".": "auto"}}, "Routing": {"DelegatedRouters": ["auto"], "Kept": 1}}
+    network = Network(bootstrap=(), private=False, loopback=True, swarm_port=4001)
+    got = configured(written, seed=bytes(32), network=network, access=Access("s", ()))
+    assert got["DNS"] == {"Resolvers": {}}
+    assert got["Routing"]["DelegatedRouters"] == []
+    assert got["Routing"]["Kept"] == 1
+    assert written["DNS"] == {"Resolvers": {".": "auto"}}

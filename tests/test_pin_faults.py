@@ -86,3 +86,20 @@ async def test_cut_off_or_silent(node: NodeProcess, gateway: FakeGateway, fault:
     assert stored(node.cache) == [] or str(MODEL.root) not in stored(node.cache)
     gateway.faults = {}
     assert (await pin(node, MODEL))[0] == 0
+
+
+async def test_unpin_stops_every_pin_under_way_in_any_spelling(tmp_path: Path, gateway: FakeGateway) -> None:
+    (cache := tmp_path / "patient").mkdir(mode=0o700)
+    gateway.faults = dict.fromkeys(MODEL.leaves, Stall(after=5))
+    with NodeProcess(cache, "--gateway", gateway.url, "--stall-timeout-s", "100") as node:
+        jobs = [
+            await asyncio.to_thread(node.request, "POST", "/api/pins", {"ref": ref, "name": f"n{at}"})
+            for at, ref in enumerate([str(MODEL.root), f"ipfs://{MODEL.root}"])
+        ]
+        stopped = await asyncio.to_thread(node.json, "unpin", f"/ipfs/{MODEL.root}")
+        assert (stopped["root"], stopped["pinned"]) == (str(MODEL.root), False)
+        for job in jobs:
+            ended = await asyncio.to_thread(node.request, "GET", f"/api/pins/{job['id']}")
+            assert (ended["state"], ended["error"]["code"]) == ("failed", "cancelled")
+        gateway.faults = {}
+        assert (await pin(node, MODEL))[0] == 0

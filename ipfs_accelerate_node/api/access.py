@@ -7,7 +7,6 @@ the admin key everywhere. Any other bind needs a key for all but the health prob
 from __future__ import annotations
 
 import enum
-import ipaddress
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -51,8 +50,9 @@ class Gate:
         return caller
 
     def sees_private(self, caller: Caller | None) -> bool:
-        """May this caller read stored content that is not public?"""
-        return self.loopback or (caller is not None and caller.may("admin"))
+        """May this caller read stored content that is not public? On loopback too, only who has the daemon's own key:
+        another user of this machine, or another node on it, is a stranger."""
+        return caller is not None and caller.may("admin")
 
     def _caller(self, request: web.BaseRequest) -> Caller | None:
         named = request.headers.getall("Authorization", [])
@@ -66,11 +66,3 @@ class Gate:
         if scheme.lower() != "bearer" or not 0 < len(secret) <= _MAX_SECRET:
             return None
         return self.keys.identify(secret)
-
-
-def is_loopback(host: str) -> bool:
-    """Is this bind address one that only this host reaches? A name counts as itself: only ``localhost`` is one."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

@@ -17,14 +17,15 @@ from ipfs_accelerate_node.api import (
     storage,
     uploads,
 )
-from ipfs_accelerate_node.api.access import Gate, is_loopback
+from ipfs_accelerate_node.api.access import Gate
 from ipfs_accelerate_node.api.browser import Origins
-from ipfs_accelerate_node.api.context import CONFIG, KEYS, NODE
+from ipfs_accelerate_node.api.context import CONFIG, KEYS, LEAF_MAPS, NODE
+from ipfs_accelerate_node.api.delivery import LeafMaps
 from ipfs_accelerate_node.api.keys import KeyRing
 from ipfs_accelerate_node.api.metrics import Metrics
 from ipfs_accelerate_node.api.pipeline import GATE, METRICS, ORIGINS, TRAFFIC, mount
 from ipfs_accelerate_node.api.traffic import Traffic
-from ipfs_accelerate_node.config import Config
+from ipfs_accelerate_node.config import Config, is_loopback
 from ipfs_accelerate_node.node import Node
 
 ROUTES = (
@@ -47,6 +48,7 @@ def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = N
     app[NODE] = node
     app[CONFIG] = config
     app[KEYS] = keys
+    app[LEAF_MAPS] = LeafMaps(node.store)
     app[GATE] = Gate(keys, loopback=is_loopback(config.host), share=config.share)
     app[ORIGINS] = Origins.of(config.host, config.port if port is None else port, config.allow_hosts)
     app[TRAFFIC] = traffic

@@ -24,6 +24,7 @@ from ipfs_accelerate_node.errors import BadRequest, InvalidInput, PayloadTooLarg
 
 JSON_LIMIT_BYTES = 4 << 20
 BODY_STALL_S = 15.0  # a body that sends no byte for so long is given up
+JSON_DEADLINE_S = 120.0  # a JSON body is here by then: one byte every 14 s would else hold its connection for months
 _INLINE_BYTES = 128 << 10  # a larger body is parsed in a thread: at about 100 MB/s it would hold up the loop
 _ENCODINGS = frozenset({"identity", "deflate", "gzip"})
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -43,7 +44,11 @@ async def read_json(
     if empty is not None and not request.can_read_body:
         return empty
     check_content_type(request, "application/json")
-    body = b"".join([chunk async for chunk in chunks(request, limit_bytes=limit_bytes)])
+    try:
+        async with asyncio.timeout(JSON_DEADLINE_S):
+            body = b"".join([chunk async for chunk in chunks(request, limit_bytes=limit_bytes)])
+    except TimeoutError as exc:
+        raise BadRequest(f"the body took over {JSON_DEADLINE_S:.0f} s", code="timeout") from exc
     if not body and empty is not None:
         return empty
     if len(body) <= _INLINE_BYTES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from ipfs_accelerate_node.api.delivery import LeafMaps
 from ipfs_accelerate_node.api.keys import KeyRing
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.node import Node
@@ -11,6 +12,7 @@ from ipfs_accelerate_node.node import Node
 NODE: web.AppKey[Node] = web.AppKey("node", Node)
 CONFIG: web.AppKey[Config] = web.AppKey("config", Config)
 KEYS: web.AppKey[KeyRing] = web.AppKey("keys", KeyRing)
+LEAF_MAPS: web.AppKey[LeafMaps] = web.AppKey("leaf_maps", LeafMaps)
 
 
 def node(request: web.Request) -> Node:

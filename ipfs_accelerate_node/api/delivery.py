@@ -14,7 +14,9 @@ from pathlib import Path
 from aiohttp import web
 
 from ipfs_accelerate_node.api.ranges import Span
+from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import Leaf
+from ipfs_accelerate_node.content.walk import DagWalk
 from ipfs_accelerate_node.errors import NotFound
 from ipfs_accelerate_node.store import Store
 from ipfs_accelerate_node.store.disk import READ_FLAGS, storing
@@ -36,6 +38,41 @@ async def send_file(request: web.Request, reply: web.StreamResponse, path: Path,
             raise ConnectionAbortedError(f"{path.name} is shorter than the index says")
     finally:
         file.close()
+
+
+class LeafMaps:
+    """The leaves of stored files, for `send_checked`. The last few are kept: a CID's leaves never change,
+    and where leaves are dag-pb blocks, finding them reads the whole file, which not every range may cost."""
+
+    KEPT = 16
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._known: dict[Cid, tuple[Leaf, ...]] = {}
+
+    async def leaves(self, root: Cid, file: Cid) -> tuple[Leaf, ...]:
+        """root: of the model through which the file is asked for, if it is one. Raises NotFound (code corrupt)."""
+        key = file.canonical
+        found = self._known.pop(key, None)
+        if found is None:
+            found = await asyncio.to_thread(self._find, root.canonical, key)
+        self._known[key] = found
+        while len(self._known) > self.KEPT:
+            del self._known[next(iter(self._known))]
+        return found
+
+    def _find(self, root: Cid, file: Cid) -> tuple[Leaf, ...]:
+        if (plan := self.store.plan(root)) is not None:
+            for planned in plan.files:
+                if planned.cid.canonical == file:
+                    return planned.leaves
+        walk = DagWalk(file)
+        while wanted := walk.wanted(1):
+            block = self.store.block(wanted[0])
+            if block is None:
+                raise NotFound(f"{wanted[0]} is not here any more, or was found corrupt", code="corrupt")
+            walk.give(wanted[0], block)
+        return walk.plan().files[0].leaves
 
 
 async def send_checked(

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from ipfs_accelerate_node.api.access import Surface
-from ipfs_accelerate_node.api.context import CONFIG, node
+from ipfs_accelerate_node.api.context import CONFIG, LEAF_MAPS, node
 from ipfs_accelerate_node.api.delivery import send_checked, send_file
 from ipfs_accelerate_node.api.paths import ContentPath, content_path
 from ipfs_accelerate_node.api.pipeline import CALLER, GATE, Route
@@ -24,8 +24,6 @@ from ipfs_accelerate_node.api.wire import json_bytes
 from ipfs_accelerate_node.content import unixfs
 from ipfs_accelerate_node.content.car import car_block, car_header
 from ipfs_accelerate_node.content.cid import DAG_PB, Cid, shown
-from ipfs_accelerate_node.content.plan import Leaf
-from ipfs_accelerate_node.content.walk import DagWalk
 from ipfs_accelerate_node.errors import BadContent, BadRequest, NotFound
 from ipfs_accelerate_node.store import Store, StoredFile
 from ipfs_accelerate_node.store.reading import Scope
@@ -212,23 +210,12 @@ async def _serve_file(request: web.Request, store: Store, target: Target, file: 
     if span.partial:
         headers["Content-Range"] = span.content_range
     reply = web.StreamResponse(status=206 if span.partial else 200, headers=headers)
-    leaves = await asyncio.to_thread(_leaves, store, target.cid) if request.app[CONFIG].paranoid else None
-    if leaves is None:
-        await send_file(request, reply, file.path, span)
-    else:
+    if request.app[CONFIG].paranoid:
+        leaves = await request.app[LEAF_MAPS].leaves(target.path.root, target.cid)
         await send_checked(request, reply, store, leaves, span)
+    else:
+        await send_file(request, reply, file.path, span)
     return reply
-
-
-def _leaves(store: Store, cid: Cid) -> tuple[Leaf, ...]:
-    """The leaves of a stored file, from its own DAG. Raises NotFound for a block that is not here, or was corrupt."""
-    walk = DagWalk(cid)
-    while wanted := walk.wanted(1):
-        block = store.block(wanted[0])
-        if block is None:
-            raise NotFound(f"{wanted[0]} is not here any more, or was found corrupt", code="corrupt")
-        walk.give(wanted[0], block)
-    return walk.plan().files[0].leaves
 
 
 def _headers(target: Target, etag: str, kind: str, filename: str) -> dict[str, str]:

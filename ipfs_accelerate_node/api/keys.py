@@ -64,7 +64,7 @@ class KeyRing:
         that is no regular file, or that does not parse."""
         try:
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # of the latter the store tells more
             return cls(path)
         except OSError as exc:
             raise InvalidConfig(f"{path} cannot be read: {exc.strerror}", path=str(path)) from exc

@@ -13,14 +13,18 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ipfs_accelerate_node.api.daemon_file import running_daemon
+from ipfs_accelerate_node.api.pipeline import own_headers, request_id
+from ipfs_accelerate_node.api.problems import Dialect, error_reply, internal_reply
 from ipfs_accelerate_node.config import Config
-from ipfs_accelerate_node.errors import AlreadyRunning, Conflict, InvalidConfig
+from ipfs_accelerate_node.content.cid import shown
+from ipfs_accelerate_node.errors import AlreadyRunning, BadRequest, Conflict, InvalidConfig
 
 BACKLOG = 128
 MAX_CONNECTIONS = 1024
 KEEPALIVE_S = 20.0  # also for a connection that has not finished its first request's headers
 LINGER_S = 2.0
 CUT_S = 0.5  # what is still under way when the listener closes gets so long to notice
+READER_STALL_S = 60  # a reader who takes nothing of its reply for so long is cut off by the system
 LINE_BYTES = 8190
 HEADERS = 128
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -43,6 +47,8 @@ def take_port(config: Config) -> socket.socket:
     sock = socket.socket(family, kind, proto)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it; sendfile has no timeout of its own
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, READER_STALL_S * 1000)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setblocking(False)
@@ -68,19 +74,7 @@ def _bind_failure(config: Config, exc: Exception) -> AlreadyRunning | Conflict |
 @asynccontextmanager
 async def listening(app: web.Application, sock: socket.socket) -> AsyncIterator[str]:
     """Serves on a taken socket until left; yields the URL under which this host reaches it."""
-    runner = web.AppRunner(
-        app,
-        handle_signals=False,
-        access_log=None,
-        logger=_protocol_log,
-        handler_cancellation=True,
-        keepalive_timeout=KEEPALIVE_S,
-        lingering_time=LINGER_S,
-        shutdown_timeout=CUT_S,
-        max_line_size=LINE_BYTES,
-        max_field_size=LINE_BYTES,
-        max_headers=HEADERS,
-    )
+    runner = web.AppRunner(app, handle_signals=False, handler_cancellation=True, shutdown_timeout=CUT_S)
     await runner.setup()
     try:
         http = runner.server
@@ -102,7 +96,44 @@ def url_of(sock: socket.socket) -> str:
 
 
 def _protocol(http: web.Server) -> asyncio.Protocol:
-    return http() if len(http.connections) < MAX_CONNECTIONS else _Refusal()
+    return _Connection(http) if len(http.connections) < MAX_CONNECTIONS else _Refusal()
+
+
+class _Connection(web.RequestHandler):
+    """A connection under our limits, whose failures below the application are told like all others."""
+
+    __slots__ = ()
+
+    def __init__(self, http: web.Server) -> None:
+        super().__init__(
+            http,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # as web.AppRunner takes it: no access log
+            logger=_protocol_log,
+            keepalive_timeout=KEEPALIVE_S,
+            lingering_time=LINGER_S,
+            max_line_size=LINE_BYTES,
+            max_field_size=LINE_BYTES,
+            max_headers=HEADERS,
+        )
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """What is no HTTP (below 500), or a fault that passed the pipeline. Ends the connection either way."""
+        number = request_id(request)
+        if status >= 500:
+            self.log_exception(f"connection.bug id={number}", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("a reply that has begun cannot become another")
+        if status >= 500:
+            reply = internal_reply(number, Dialect.NATIVE)
+        else:
+            reason = shown((message or "").strip().partition("\n")[0].rstrip(":"))
+            reply = error_reply(BadRequest(f"this is no HTTP request: {reason}", code="bad_http"), Dialect.NATIVE)
+        own_headers(reply, number)
+        reply.force_close()
+        return reply
 
 
 class _Refusal(asyncio.Protocol):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from ipfs_accelerate_node.api.access import Gate, Surface
 from ipfs_accelerate_node.api.browser import Origins
@@ -55,7 +55,8 @@ _STARTED: web.RequestKey[web.StreamResponse] = web.RequestKey("started", web.Str
 
 def mount(app: web.Application, routes: tuple[Route, ...]) -> None:
     """Adds the routes, each behind the pipeline (which also answers for paths that no route has)."""
-    app[ROUTES] = {app.router.add_route(r.method, r.path, r.handler): r for r in routes}
+    add = app.router.add_route
+    app[ROUTES] = {add(r.method, r.path, r.handler, expect_handler=_expectation): r for r in routes}
     app.middlewares.append(pipeline)
     app.on_response_prepare.append(_on_prepare)
 
@@ -63,8 +64,7 @@ def mount(app: web.Application, routes: tuple[Route, ...]) -> None:
 @web.middleware
 async def pipeline(request: web.Request, handler: Handler) -> web.StreamResponse:
     began = time.perf_counter()
-    asked = request.headers.get("x-request-id", "")
-    request[REQUEST_ID] = asked if _OWN_ID.fullmatch(asked) else secrets.token_hex(16)
+    request[REQUEST_ID] = request_id(request)
     route = request.app[ROUTES].get(request.match_info.route)
     status = CLIENT_GONE
     try:
@@ -99,14 +99,38 @@ async def _answer(request: web.Request, handler: Handler, route: Route | None) -
 
 
 async def _admitted(request: web.Request, handler: Handler, route: Route | None) -> web.StreamResponse:
+    _admit(request, route)
+    return await handler(request)  # where there is no route, this raises the router's own 404 or 405
+
+
+def _admit(request: web.Request, route: Route | None) -> None:
+    """Raises Forbidden, Unauthorized, or Unavailable while the node is stopping."""
     app = request.app
     app[ORIGINS].check(request)
     if route is None:
-        return await handler(request)  # raises the router's own 404 or 405
+        return
     if app[TRAFFIC].draining and route.surface not in (Surface.OPEN, Surface.METRICS):
         raise Unavailable("the node is stopping", code="shutting_down", retry_after_s=5)
     request[CALLER] = app[GATE].admit(request, route.surface)
-    return await handler(request)
+
+
+async def _expectation(request: web.Request) -> None:
+    """Asks for the body of an ``Expect: 100-continue`` only if the request would be admitted: who is to be refused need
+    not send it. Other expectations mean nothing here."""
+    if request.version < HttpVersion11 or request.headers["Expect"].strip().lower() != "100-continue":
+        return
+    try:
+        _admit(request, request.app[ROUTES].get(request.match_info.route))
+    except NodeError:
+        return  # the pipeline, which comes next, says why
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # the reply itself has not begun
+
+
+def request_id(request: web.BaseRequest) -> str:
+    """The caller's own, if it is one that a log can hold, else a new one."""
+    asked = request.headers.get("x-request-id", "")
+    return asked if _OWN_ID.fullmatch(asked) else secrets.token_hex(16)
 
 
 def _dialect(path: str) -> Dialect:
@@ -124,8 +148,12 @@ def _cut(request: web.Request, reason: str) -> web.StreamResponse:
 async def _on_prepare(request: web.Request, response: web.StreamResponse) -> None:
     """Headers of every response. The server does not tell what it is made of."""
     request[_STARTED] = response
+    own_headers(response, request.get(REQUEST_ID) or request_id(request))
+
+
+def own_headers(response: web.StreamResponse, number: str) -> None:
     headers = response.headers
-    headers["x-request-id"] = request.get(REQUEST_ID, "")
+    headers["x-request-id"] = number
     headers["Server"] = "ipfs-accelerate-node"
     headers.setdefault("X-Content-Type-Options", "nosniff")
     headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")

@@ -12,7 +12,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
-from ipfs_accelerate_node.api.access import is_loopback
 from ipfs_accelerate_node.api.app import build_app
 from ipfs_accelerate_node.api.daemon_file import remove_daemon_file, write_daemon_file
 from ipfs_accelerate_node.api.keys import KeyRing
@@ -20,7 +19,7 @@ from ipfs_accelerate_node.api.listener import listening, take_port
 from ipfs_accelerate_node.api.pipeline import TRAFFIC
 from ipfs_accelerate_node.api.traffic import Traffic
 from ipfs_accelerate_node.api.uploads import clear_uploads
-from ipfs_accelerate_node.config import Config
+from ipfs_accelerate_node.config import Config, is_loopback
 from ipfs_accelerate_node.errors import InvalidConfig, NodeError
 from ipfs_accelerate_node.node import Node
 
@@ -31,8 +30,11 @@ KEYS_FILE = "keys.json"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-async def serve(config: Config, *, on_ready: Callable[[str], None] | None = None, drain_s: float = DRAIN_S) -> None:
+async def serve(config: Config, *, on_ready: Callable[[str], None] | None = None, drain_s: float = DRAIN_S) -> bool:
     """Runs the daemon until it is told to stop. on_ready gets the URL once requests are answered.
+
+    Returns whether everything under way was finished. If not, threads may still be at work that was cut off: nobody
+    wants it any more, and the store, closed by then, survives its end at any point.
 
     Raises InvalidConfig (a bind that needs a key and has none, an address that is not ours), AlreadyRunning, Conflict
     (code port_in_use), and what the start of the node raises.
@@ -40,12 +42,12 @@ async def serve(config: Config, *, on_ready: Callable[[str], None] | None = None
     keys = await asyncio.to_thread(KeyRing.open, config.cache / KEYS_FILE)
     check_bind(config, keys)
     try:
-        await _serve(config, keys, on_ready, drain_s)
+        return await _serve(config, keys, on_ready, drain_s)
     except ExceptionGroup as group:  # of the node's task groups, around what went wrong inside them
         raise _sole(group) from group
 
 
-async def _serve(config: Config, keys: KeyRing, on_ready: Callable[[str], None] | None, drain_s: float) -> None:
+async def _serve(config: Config, keys: KeyRing, on_ready: Callable[[str], None] | None, drain_s: float) -> bool:
     with closing(take_port(config)) as sock, _stop_signals() as stop:
         async with Node(config) as node:
             await asyncio.to_thread(clear_uploads, config.cache)
@@ -57,10 +59,11 @@ async def _serve(config: Config, keys: KeyRing, on_ready: Callable[[str], None] 
                     if on_ready is not None:
                         on_ready(url)
                     await stop.first.wait()
-                    await _drain(app[TRAFFIC], stop, drain_s)
+                    finished = await _drain(app[TRAFFIC], stop, drain_s)
                 finally:
                     remove_daemon_file(config.cache)
     log.info("serve.stop url=%s", url)
+    return finished
 
 
 def _sole(group: ExceptionGroup[Exception]) -> Exception:
@@ -106,7 +109,8 @@ def _stop_signals() -> Iterator[_Stop]:
             loop.remove_signal_handler(number)
 
 
-async def _drain(traffic: Traffic, stop: _Stop, drain_s: float) -> None:
+async def _drain(traffic: Traffic, stop: _Stop, drain_s: float) -> bool:
+    """Was everything under way finished?"""
     traffic.drain()
     async with asyncio.TaskGroup() as group:
         waits = {group.create_task(traffic.idle()), group.create_task(stop.second.wait())}
@@ -115,3 +119,4 @@ async def _drain(traffic: Traffic, stop: _Stop, drain_s: float) -> None:
             wait.cancel()
     if traffic.in_flight:
         log.warning("serve.cut requests=%d", traffic.in_flight)
+    return not traffic.in_flight

@@ -121,7 +121,12 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """The console script: ends the process with the exit code."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except _Terminated:  # while the last words were said
+        sys.exit(EXIT_TERMINATED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def run(arguments: Sequence[str]) -> int:

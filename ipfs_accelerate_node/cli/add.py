@@ -25,7 +25,7 @@ PIECE_BYTES = 1 << 20
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--name", type=MODEL_NAME, help="A name to call it by from now on.")
-@click.option("--announce", is_flag=True, help="Tell the IPFS network that it can be had here; else it stays private.")
+@click.option("--announce", is_flag=True, help="Tell the IPFS network that it can be had here; else nobody is told.")
 @click.option("--move", is_flag=True, help="Take the files over instead of copying them.")
 @click.option("--upload", is_flag=True, help="Send the files: the daemon runs on another machine.")
 @click.option("--only-hash", is_flag=True, help="Print the CID; nothing is stored, no daemon is needed.")

@@ -78,7 +78,8 @@ def _key_of_file(path: Path) -> str:
             private = not stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077
             key = file.read(4096).strip()
     except (OSError, UnicodeDecodeError) as exc:
-        raise InvalidConfig(f"the key file {path} cannot be read: {exc}") from exc
+        reason = getattr(exc, "strerror", None) or "it is not text"
+        raise InvalidConfig(f"the key file {path} cannot be read: {reason}") from exc
     if not private:
         raise InvalidConfig(f"the key file {path} can be read by others: chmod 600 {path}")
     if not re.fullmatch(r"[!-~]+", key):

@@ -24,7 +24,7 @@ from ipfs_accelerate_node.cli import Refused
 from ipfs_accelerate_node.cli.client import Daemon, read_daemon_file
 from ipfs_accelerate_node.cli.options import json_option
 from ipfs_accelerate_node.cli.render import clean, print_json, size
-from ipfs_accelerate_node.config import Config, config_file, default_cache, is_loopback, load_config
+from ipfs_accelerate_node.config import PREFIX, Config, config_file, default_cache, is_loopback, load_config
 from ipfs_accelerate_node.errors import EXIT_FAILURE, InvalidConfig, NodeError
 
 State = Literal["ok", "missing", "broken"]
@@ -77,7 +77,8 @@ def examine(cache: Path | None, file: Path | None, env: Mapping[str, str]) -> It
         config = load_config({"cache": cache}, env, file)
     except InvalidConfig as exc:
         yield Finding("settings", "broken", str(exc), "correct that setting; the rest is looked at without settings")
-        config = Config(cache=default_cache(env) if cache is None else cache.absolute())
+        named = cache or env.get(f"{PREFIX}CACHE")
+        config = Config(cache=Path(named).absolute() if named else default_cache(env))
     else:
         used = file or config_file(env)
         yield Finding("settings", "ok", f"from {used}" if used.exists() else f"defaults ({used} does not exist)")

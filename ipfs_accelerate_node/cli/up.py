@@ -16,6 +16,7 @@ import click
 from ipfs_accelerate_node.cli.options import json_option
 from ipfs_accelerate_node.cli.render import print_json
 from ipfs_accelerate_node.config import Config, load_config
+from ipfs_accelerate_node.errors import EXIT_OK
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -95,10 +96,11 @@ def up(file: Path | None, log_level: str, as_json: bool, **flags: object) -> Non
     _log_to_stderr(log_level, [config.hf_token, config.kubo_auth])
     from ipfs_accelerate_node.api.server import serve
 
-    try:
-        asyncio.run(serve(config, on_ready=lambda url: _ready(config, url, as_json=as_json)))
-    except BaseExceptionGroup as group:
-        raise _only_cause(group) from group
+    with asyncio.Runner() as runner:
+        finished = runner.run(serve(config, on_ready=lambda url: _ready(config, url, as_json=as_json)))
+        if not finished:
+            logging.shutdown()
+            os._exit(EXIT_OK)  # an orderly end would wait for threads whose work was cut off, however long it takes
 
 
 def _ready(config: Config, url: str, *, as_json: bool) -> None:
@@ -107,14 +109,6 @@ def _ready(config: Config, url: str, *, as_json: bool) -> None:
     else:
         print(f"listening on {url}\ndata in {config.cache}\nCtrl-C stops it.")
     sys.stdout.flush()
-
-
-def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure inside nested groups of one; the group itself where there are several."""
-    cause: BaseException = group
-    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-        cause = cause.exceptions[0]
-    return cause
 
 
 class RedactSecrets(logging.Formatter):
@@ -148,3 +142,4 @@ def _log_to_stderr(level: str, secrets: list[str | None]) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(RedactSecrets(secrets))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # the Hub client's: a line with the URL for each request

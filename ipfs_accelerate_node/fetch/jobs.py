@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ipfs_accelerate_node.errors import Problem
+from ipfs_accelerate_node.content.reference import RootRef, parse_reference
+from ipfs_accelerate_node.errors import BadRequest, Problem
 from ipfs_accelerate_node.store.types import SourceShare
 
 JobState = Literal["fetching", "seeding", "pinned", "failed"]
@@ -58,6 +59,15 @@ class PinJob:
         return self.state in ("pinned", "failed")
 
 
+@dataclass(frozen=True, slots=True)
+class StoppedPin:
+    """What `unpin` stopped before its model was stored. root is None if it was not known yet."""
+
+    root: str | None
+    reference: str
+    pinned: Literal[False] = False
+
+
 class JobBoard:
     """Owns the current state of every job of this run of the daemon; the last ended ones are kept for who asks late."""
 
@@ -86,6 +96,11 @@ class JobBoard:
             return self._jobs[id_or_root]
         return next((j for j in reversed(self._jobs.values()) if j.root == id_or_root), None)
 
+    def under_way(self, ref: str) -> list[PinJob]:
+        """Those that have not ended, by id, root, name or the reference that was pinned, a CID in any spelling."""
+        wanted = {ref, _canonical(ref)}
+        return [j for j in self._jobs.values() if not j.ended and wanted & {j.id, j.root, j.name, _canonical(j.ref)}]
+
     def all(self) -> list[PinJob]:
         return list(self._jobs.values())
 
@@ -102,3 +117,12 @@ class JobBoard:
         ended = [job.id for job in self._jobs.values() if job.ended]
         for job_id in ended[:-KEPT_ENDED_JOBS]:
             del self._jobs[job_id], self._changed[job_id]
+
+
+def _canonical(ref: str) -> str:
+    """The same text for all spellings of one root."""
+    try:
+        reference = parse_reference(ref)
+    except BadRequest:
+        return ref
+    return str(reference.cid.canonical) if isinstance(reference, RootRef) and not reference.path else ref

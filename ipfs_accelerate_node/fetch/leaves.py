@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf, ModelPlan
-from ipfs_accelerate_node.errors import SourceUnavailable
+from ipfs_accelerate_node.errors import BadContent, SourceUnavailable
 from ipfs_accelerate_node.fetch.landing import CHECKED_AT_ONCE, COPY_AT_ONCE, Landing
 from ipfs_accelerate_node.fetch.stage import Came
 from ipfs_accelerate_node.fetch.threads import in_thread
@@ -106,8 +106,7 @@ class Leaves:
 
     async def land(self, cid: Cid, block: bytes, source: Source | None) -> None:
         targets = self._under_way[cid]
-        await in_thread(_check, targets[0].leaf, block, source)
-        new_bytes = await in_thread(self._write, targets, block)
+        new_bytes = await in_thread(self._take_in, targets, block, source)
         del self._under_way[cid]
         for target, count in zip(targets, new_bytes, strict=True):
             self._came(count, source is not None and target is targets[0])
@@ -115,7 +114,9 @@ class Leaves:
         for file in {t.to.file.cid: t.to.file for t in targets if not t.to.left}.values():
             await in_thread(self._landing.finish, file)
 
-    def _write(self, targets: Sequence[_Target], block: bytes) -> list[int]:
+    def _take_in(self, targets: Sequence[_Target], block: bytes, source: Source | None) -> list[int]:
+        """Checks and writes in one go: a hop between threads for each costs more than the hash of a small leaf."""
+        _check(targets[0].leaf, block, source)
         view = memoryview(block)
         return [
             self._landing.write(
@@ -127,14 +128,19 @@ class Leaves:
 
 def _check(leaf: Leaf, block: bytes, source: Source | None) -> None:
     """A block that is shorter than its leaf was cut, whatever its sender called its length; any other that does not
-    match is wrong."""
+    match is wrong. One that matches and is shorter shows that the DAG lies: no source can mend that."""
     origin = "the store" if source is None else source.name
     expected_bytes = len(leaf.prefix) + leaf.length + len(leaf.suffix)
-    if len(block) < expected_bytes:
+    if len(block) >= expected_bytes:
+        leaf.cid.check(block, origin)
+    elif leaf.cid.matches(block):
+        raise BadContent(
+            f"block {leaf.cid} holds {len(block)} bytes, not {expected_bytes} as its parent says", cid=str(leaf.cid)
+        )
+    else:
         raise SourceUnavailable(
             f"{origin} for {leaf.cid}: {len(block)} bytes of {expected_bytes}",
             source=origin,
             cid=leaf.cid,
             code="truncated",
         )
-    leaf.cid.check(block, origin)

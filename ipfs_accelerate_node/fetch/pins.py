@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.reference import (
+    DEFAULT_REVISION,
     HubRef,
     MockRef,
     Reference,
@@ -24,9 +25,9 @@ from ipfs_accelerate_node.fetch.hub import fetch_hub
 from ipfs_accelerate_node.fetch.jobs import JobBoard, PinJob, Receipt
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
 from ipfs_accelerate_node.fetch.seeder import Seeder
-from ipfs_accelerate_node.kubo import KuboService
+from ipfs_accelerate_node.kubo import KuboClient, KuboService
 from ipfs_accelerate_node.kubo.seeding import Seeded
-from ipfs_accelerate_node.sources import GatewaySource, KuboSource, Source
+from ipfs_accelerate_node.sources import GatewaySource, LateKubo, Source
 from ipfs_accelerate_node.sources.hub import HubSource
 from ipfs_accelerate_node.store import Store, StoredModel
 
@@ -65,6 +66,8 @@ class Pins:
             check_model_name(name)
         if isinstance(reference, MockRef):
             raise BadRequest("a mock has no bytes to pin", code="mock_not_pinnable")
+        if isinstance(reference, HubRef) and source is not None:
+            raise BadRequest("a Hub reference comes from the Hub; a source can be named for a CID", param="source")
         root = str(reference.cid.canonical) if isinstance(reference, RootRef) and not reference.path else None
         job = self.jobs.open(ref, name, root)
         task = self._group.create_task(self._run(job, reference, stored, announce, source), name=f"pin {ref}")
@@ -75,14 +78,16 @@ class Pins:
     def updates(self, job: PinJob) -> AsyncIterator[PinJob]:
         return self.jobs.updates(job.id)
 
-    def cancel(self, id_or_root: str) -> bool:
-        """Stops a pin under way (what it verified stays for the next). False when there is none."""
-        job = self.jobs.find(id_or_root)
-        if job is None or job.ended or (task := self._tasks.get(job.id)) is None:
-            return False
-        task.cancel()
-        self.jobs.change(job.id, state="failed", error=problem(Unavailable("unpinned meanwhile", code="cancelled")))
-        return True
+    async def cancel(self, ref: str) -> list[PinJob]:
+        """Stops every pin under way of that reference, in any spelling, and waits until they have ended; what they
+        verified stays for the next. Returns the pins that were stopped."""
+        found = {job.id: self._tasks[job.id] for job in self.jobs.under_way(ref) if job.id in self._tasks}
+        for job_id, task in found.items():
+            task.cancel()
+            self.jobs.change(job_id, state="failed", error=problem(Unavailable("unpinned meanwhile", code="cancelled")))
+        if found:
+            await asyncio.wait(found.values())
+        return [job for job_id in found if (job := self.jobs.find(job_id)) is not None]
 
     def close(self) -> None:
         for task in self._tasks.values():
@@ -121,7 +126,7 @@ class Pins:
         began = time.perf_counter()
         fetched: Fetched | None = None
         model = await asyncio.to_thread(stored, reference, job.ref)
-        if model is None:
+        if model is None or self._may_have_moved(reference, job.ref):
             fetched = await self._fetch(job, reference, only)
             model = fetched.model
         else:
@@ -134,6 +139,11 @@ class Pins:
         brought = fetched is not None and any(s.kind == "kubo" for s in fetched.sources)
         seeded = await self._seeder.seed(model.root, announce=announce, brought=brought)
         return receipt(model, seeded, began, name=job.name, reference=job.ref, fetched=fetched)
+
+    def _may_have_moved(self, reference: Reference, text: str) -> bool:
+        """Whether a stored model of that reference may be an older one: main of a repository is what the Hub says."""
+        moves = isinstance(reference, HubRef) and reference.revision == DEFAULT_REVISION
+        return moves and self._store.named(text) is None
 
     def _keep(self, root: Cid, name: str | None) -> None:
         self._store.pin(root)
@@ -148,7 +158,7 @@ class Pins:
         match reference:
             case RootRef(cid=cid, path=path):
                 async with AsyncExitStack() as stack:
-                    sources = await self._sources(stack, only)
+                    sources = self._sources(stack, only)
                     root = await self._fetcher.resolve(cid, path, sources) if path else cid.canonical
                     self.jobs.change(job.id, root=str(root))
                     return await self._fetcher.fetch(root, sources, name=job.name, reference=job.ref, progress=progress)
@@ -166,7 +176,7 @@ class Pins:
                     f"{job.ref} is neither a CID, a Hub repository nor a name known here", code="model_not_found"
                 )
 
-    async def _sources(self, stack: AsyncExitStack, only: str | None) -> Sequence[Source]:
+    def _sources(self, stack: AsyncExitStack, only: str | None) -> Sequence[Source]:
         """Peers first (plain HTTP, configured by the user), then Kubo, then gateways."""
         config = self._config
         wanted: list[tuple[str, str]] = [(url, "peer") for url in config.peers]
@@ -176,22 +186,24 @@ class Pins:
             wanted = [w for w in wanted if w[0] == only] or [(only, "kubo" if only == "kubo" else "gateway")]
         sources: list[Source] = []
         for url, kind in wanted:
-            try:
-                source = await self._source(url, kind)
-            except Unavailable as exc:
-                log.warning("pin.without_kubo reason=%s", exc)
-                continue
+            source = self._source(url, kind)
             stack.push_async_callback(source.aclose)
             sources.append(source)
         return sources
 
-    async def _source(self, url: str, kind: str) -> Source:
+    def _source(self, url: str, kind: str) -> Source:
         config = self._config
         if kind == "kubo":
-            return KuboSource(await self._kubo.wait_ready(KUBO_PATIENCE_S))
+            return LateKubo(self._ready_kubo, timeout_s=4 * config.first_byte_timeout_s)
         return GatewaySource(
             url, kind=kind, first_byte_timeout_s=config.first_byte_timeout_s, stall_timeout_s=config.stall_timeout_s
         )
+
+    async def _ready_kubo(self) -> KuboClient:
+        """Raises Unavailable."""
+        client = await self._kubo.wait_ready(KUBO_PATIENCE_S)
+        await self._seeder.caught_up()
+        return client
 
 
 def receipt(

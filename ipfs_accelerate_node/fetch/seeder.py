@@ -15,12 +15,13 @@ from pathlib import Path
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import ModelPlan
 from ipfs_accelerate_node.errors import NodeError, NotFound, Unavailable
-from ipfs_accelerate_node.kubo import KuboClient, KuboService, Seeded, is_seeded, seed, unseed
+from ipfs_accelerate_node.kubo import KuboClient, KuboService, Seeded, is_seeded, kept_roots, let_go, seed, unseed
 from ipfs_accelerate_node.store import Store
 
 log = logging.getLogger(__name__)
 
 Nodes = Sequence[tuple[Cid, bytes]]
+NOT_PUBLIC = "served to nobody: it mirrors a gated or private Hub repository"
 
 
 class Seeder:
@@ -36,7 +37,11 @@ class Seeder:
 
     async def seed(self, root: Cid, *, announce: bool, brought: bool) -> Seeded:
         """brought: Kubo fetched the blocks itself and still holds a second copy. Never raises for Kubo's faults: a
-        model that is stored and not seeded is a success with a note."""
+        model that is stored and not seeded is a success with a note. What is not public is never handed to Kubo, which
+        gives a block to every peer that asks for it, announced or not."""
+        model = await asyncio.to_thread(self._store.model, root)
+        if model is not None and not model.public:
+            return Seeded(False, NOT_PUBLIC)
         if self._kubo.state == "off":
             return Seeded(False, f"served over HTTP only: Kubo is {self._kubo.reason}")
         try:
@@ -76,30 +81,50 @@ class Seeder:
         client: KuboClient | None = None
         while True:
             client = await self._kubo.next_ready(client)
+            if client.managed:  # another daemon may keep the models of other nodes too
+                await self._release_departed(client)
             for model in await asyncio.to_thread(self._store.models):
+                if not model.public:
+                    continue
                 try:
                     if not await is_seeded(client, model.root, announced=model.announce):
                         await self.seed(model.root, announce=model.announce, brought=False)
                 except NodeError as exc:
                     log.warning("seed.check_failed root=%s reason=%s", model.root, exc)
 
+    async def _release_departed(self, client: KuboClient) -> None:
+        """Models that left the store while Kubo was away are no longer kept there. What is left of them, references to
+        files that are gone, is small, and makes way when such a block is fetched again (`KuboSource`)."""
+        try:
+            async with self._turn:
+                for root in await kept_roots(client):
+                    if await asyncio.to_thread(self._store.model, root) is None:
+                        await let_go(client, root)
+                        log.info("unseed.late root=%s", root)
+        except NodeError as exc:
+            log.warning("unseed.late_failed reason=%s", exc)
+
     async def _follow_departures(self) -> None:
-        """A departure that Kubo cannot be told of leaves references to files that are gone: small, never served."""
+        """A departure that Kubo cannot be told of now is found when Kubo is ready again."""
         while True:
             plan, nodes = await self._departed.get()
             try:
                 async with self._turn:
-                    if await asyncio.to_thread(self._store.model, plan.root) is None:
-                        await unseed(
-                            self._kubo.client, plan, nodes, keep=await asyncio.to_thread(self._kept, plan, nodes)
-                        )
+                    await self._unseed(plan, nodes)
             except NodeError as exc:
                 log.info("unseed.skipped root=%s reason=%s", plan.root, exc)
+            finally:
+                self._departed.task_done()
 
-    def _kept(self, plan: ModelPlan, nodes: Nodes) -> set[Cid]:
-        """What other stored models still need of it."""
-        cids = [*(file.cid for file in plan.files), *(cid for cid, _ in nodes)]
-        return {cid.canonical for cid in cids if self._store.has(cid)}
+    async def _unseed(self, plan: ModelPlan, nodes: Nodes) -> None:
+        cids = [plan.root, *(file.cid for file in plan.files), *(cid for cid, _ in nodes)]
+        held = await asyncio.to_thread(self._store.held, cids)
+        if plan.root.canonical not in held:  # else it came back meanwhile
+            await unseed(self._kubo.client, plan, nodes, keep=held)
+
+    async def caught_up(self) -> None:
+        """Kubo was told of every departure so far, so it refers to no file that is gone."""
+        await self._departed.join()
 
 
 def _hand_over(

@@ -35,6 +35,7 @@ MAX_BLOCK_BYTES = 2 * 1024 * 1024  # what bitswap carries; a bigger block is ref
 _CONTROL_TIMEOUT_S = 15.0
 _CIDS_AT_ONCE = 256  # per request: about 20 KB of query
 _JSON_BYTES = 1 << 20
+_REFERENCE = (0, 10, 11, 12)  # filestore/ls: good; its file cannot be read, is gone, was changed
 _PROVIDER = 4  # Type of a routing event that carries providers
 
 ADD_FLOOR_BYTES_S = 4 << 20  # slower than this, an add is given up
@@ -125,11 +126,14 @@ class KuboClient:
         except Unavailable as exc:
             raise SourceUnavailable(str(exc), source=SOURCE, cid=cid, code=_source_code(exc)) from exc
 
-    async def block_put(self, cid: Cid, data: bytes, *, timeout_s: float = 30.0) -> None:
-        """Store one block. Raises IntegrityError when Kubo names it otherwise (so data is not what cid says)."""
+    async def block_put(self, cid: Cid, data: bytes, *, pin: bool = False, timeout_s: float = 30.0) -> None:
+        """Store one block. Raises IntegrityError when Kubo names it otherwise (so data is not what cid says).
+
+        pin: with all that it links, in the same step, so that no garbage collection comes between.
+        """
         if cid.inline is not None:
             return  # an identity CID is its own block
-        query = [("cid-codec", cid.codec_name), ("mhtype", cid.hash_name), ("pin", "false")]
+        query = [("cid-codec", cid.codec_name), ("mhtype", cid.hash_name), ("pin", str(pin).lower())]
         answer = await self._one(calls.BLOCK_PUT, query, timeout_s=timeout_s, body=Body(bytes(data)))
         stored = _cid(answer.get("Key"))
         if stored.canonical != cid.canonical:
@@ -172,7 +176,7 @@ class KuboClient:
         return _cid(answer.get("Hash"))
 
     async def references(self, cids: Iterable[Cid], *, timeout_s: float = 60.0) -> set[Cid]:
-        """Those of these raw blocks (canonical) that the daemon keeps as references into files, not as bytes."""
+        """Those of these raw blocks (canonical) that the daemon keeps as references into files, lost ones too."""
         found: set[bytes] = set()
         remaining = iter(list(cids))
         wanted: dict[bytes, Cid] = {}
@@ -180,7 +184,7 @@ class KuboClient:
             wanted |= {cid.multihash: cid.canonical for cid in batch}
             listed = self._all(calls.FILESTORE_LS, [("arg", str(cid)) for cid in batch], timeout_s=timeout_s)
             for line in await _unless(listed, "filestore", "enabled") or ():
-                if line.get("Status") == 0:
+                if line.get("Status") in _REFERENCE:
                     found.add(_cid(line["Key"]["/"]).multihash)
         return {cid for multihash, cid in wanted.items() if multihash in found}
 
@@ -219,6 +223,16 @@ class KuboClient:
     async def pinned(self, cid: Cid) -> bool:
         return await self.pin_name(cid) is not None
 
+    async def pins_named(self, name: str) -> list[Cid]:
+        """The roots of all recursive pins of that name."""
+        listed = self._control.call(
+            calls.PIN_LS,
+            lambda api: api.pin.ls(type="recursive", opts={"names": "true"}, timeout=_CONTROL_TIMEOUT_S),
+            timeout_s=_CONTROL_TIMEOUT_S,
+        )
+        pins = (await listed).get("Keys") or {}
+        return [_cid(root) for root, pin in pins.items() if pin.get("Name") == name]
+
     async def files_cp(self, cid: Cid, path: str, *, timeout_s: float = 30.0) -> None:
         """Name it in the daemon's own file tree (MFS), which keeps it from garbage collection. Idempotent."""
         copied = self._control.call(
@@ -233,6 +247,11 @@ class KuboClient:
         stat = self._one(calls.FILES_STAT, [("arg", path)], timeout_s=_CONTROL_TIMEOUT_S)
         answer = await _unless(stat, "does not exist")
         return None if answer is None else _cid(answer.get("Hash"))
+
+    async def files_names(self, folder: str) -> list[str]:
+        """What that folder of the file tree holds; nothing if it does not exist."""
+        listed = await _unless(self._one(calls.FILES_LS, [("arg", folder)], timeout_s=30.0), "does not exist")
+        return [str(entry["Name"]) for entry in (listed or {}).get("Entries") or ()]
 
     async def files_rm(self, path: str, *, timeout_s: float = 30.0) -> None:
         """Idempotent."""

@@ -95,13 +95,25 @@ async def unseed(client: KuboClient, plan: ModelPlan, nodes: Nodes, *, keep: Col
     keep: canonical CIDs of files and nodes that other seeded models share; their blocks stay. A pin that is not ours
     stays, with its blocks. Raises Unavailable as the client does.
     """
-    if await client.pin_name(plan.root) == PIN_NAME:
-        await client.pin_rm(plan.root)
-    await client.files_rm(_entry(plan.root))
+    await let_go(client, plan.root)
     kept = {cid.canonical for cid in keep}
     kept |= {leaf.cid.canonical for file in plan.files if file.cid.canonical in kept for leaf in file.leaves}
     blocks = [*_leaf_cids(plan), *(cid for cid, _ in nodes)]
     await client.block_rm([cid for cid in blocks if cid.canonical not in kept])
+
+
+async def kept_roots(client: KuboClient) -> set[Cid]:
+    """The models (canonical roots) that this daemon keeps because of `seed`. Raises Unavailable."""
+    return {root.canonical for root in await client.pins_named(PIN_NAME)} | {
+        Cid.parse(name) for name in await client.files_names(FOLDER)
+    }
+
+
+async def let_go(client: KuboClient, root: Cid) -> None:
+    """End what `seed` keeps a model by; its blocks may go from then on. Raises Unavailable."""
+    if await client.pin_name(root) == PIN_NAME:
+        await client.pin_rm(root)
+    await client.files_rm(_entry(root))
 
 
 async def _drop_copies(client: KuboClient, plan: ModelPlan) -> list[Cid]:

@@ -109,9 +109,9 @@ def _swarm_addresses(network: Network) -> list[str]:
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Maps are merged, everything else is replaced."""
+    """Maps are merged, everything else is replaced; an empty map stands for none of what is there."""
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
-        result[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        result[key] = _merged(below, value) if value and isinstance(below, dict) and isinstance(value, dict) else value
     return result

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ipfs_accelerate_node.content.cid import Cid
@@ -33,7 +34,7 @@ class KuboSource:
     async def read_block(self, cid: Cid) -> bytes:
         """See `Source.read_block`. The block comes unpinned into Kubo's own store until `settled`."""
         try:
-            block = await self._client.block_get(cid, timeout_s=self._timeout_s)
+            block = await self._block(cid)
         except SourceUnavailable:
             raise
         except (Unavailable, TimeoutError) as exc:
@@ -43,6 +44,18 @@ class KuboSource:
         if len(block) > MAX_BLOCK_BYTES:
             raise self._fault(cid, f"{len(block)} bytes", "block_too_large")
         return block
+
+    async def _block(self, cid: Cid) -> bytes:
+        """A daemon of ours that refers to a file of ours which is gone or damaged forgets it and asks the network."""
+        try:
+            return await self._client.block_get(cid, timeout_s=self._timeout_s)
+        except SourceUnavailable as exc:
+            if exc.code != "kubo_error" or not self._client.managed or not await self._client.references([cid]):
+                raise
+            if await self._client.block_rm([cid]):
+                raise
+            log.warning("kubo.reference_dropped cid=%s reason=%s", cid, exc)
+        return await self._client.block_get(cid, timeout_s=self._timeout_s)
 
     async def settled(self, cids: Sequence[Cid]) -> None:
         """Drops Kubo's copy of these leaves, so that one copy is on disk at a time. What another pin holds stays."""
@@ -59,3 +72,42 @@ class KuboSource:
 
     def _fault(self, cid: Cid, reason: object, code: str) -> SourceUnavailable:
         return SourceUnavailable(f"kubo for {cid}: {reason}", source=self.name, cid=cid, code=code)
+
+
+class LateKubo:
+    """A Kubo that may not be ready yet: waited for when it is asked for its first block, and once only.
+
+    ready: the client, as soon as there is one; raises Unavailable when that takes too long. timeout_s: as `KuboSource`.
+    """
+
+    name = KuboSource.name
+    kind = KuboSource.kind
+
+    def __init__(self, ready: Callable[[], Awaitable[KuboClient]], *, timeout_s: float = 60.0) -> None:
+        self._ready = ready
+        self._timeout_s = timeout_s
+        self._waiting = asyncio.Lock()
+        self._source: KuboSource | None = None
+        self._absent: Unavailable | None = None
+
+    async def read_block(self, cid: Cid) -> bytes:
+        """See `Source.read_block`; code kubo_unavailable when it did not become ready."""
+        async with self._waiting:
+            if self._source is None and self._absent is None:
+                try:
+                    self._source = KuboSource(await self._ready(), timeout_s=self._timeout_s)
+                except Unavailable as exc:
+                    self._absent = exc
+        if self._source is None:
+            raise SourceUnavailable(
+                f"kubo for {cid}: {self._absent}", source=self.name, cid=cid, code="kubo_unavailable"
+            ) from self._absent
+        return await self._source.read_block(cid)
+
+    async def settled(self, cids: Sequence[Cid]) -> None:
+        """As `KuboSource.settled`."""
+        if self._source is not None:
+            await self._source.settled(cids)
+
+    async def aclose(self) -> None:
+        """Nothing: the client belongs to the Kubo service."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from ipfs_accelerate_node.content.build import BuiltFile, BuiltTree, file_dag, tree_dag
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan, ModelPlan
+from ipfs_accelerate_node.errors import BadRequest
 from ipfs_accelerate_node.store import disk
 from ipfs_accelerate_node.store.blobs import Incoming
 from ipfs_accelerate_node.store.hashing import HashedFile, Hasher, changed
@@ -30,7 +31,8 @@ from ipfs_accelerate_node.store.types import Provenance, StoredModel
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
-_SYNC_BYTES = 64 << 20  # written back in steps, so that the last sync is short and dirty memory bounded
+_SYNC_BYTES = 64 << 20  # written back in steps, so that the last sync is short …
+_SYNCS_AHEAD = 8  # … and not more than so many of them are dirty
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +113,13 @@ def _known(store: Store, directory: Path) -> BuiltTree | None:
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    """A file in ``partial/``. inode: of a moved source, whose mode it had before."""
+    """A file in ``partial/``. source: what it was when it was read."""
 
     path: str
     name: str
     hashed: HashedFile
     built: BuiltFile
-    moved: bool
+    source: os.stat_result
 
 
 class _Intake:
@@ -144,8 +146,9 @@ class _Intake:
     def __exit__(self, *exc: object) -> None:
         self._hasher.__exit__(None, None, None)
         self._sync.shutdown()
-        for name in self._names:
-            disk.unlink_if_there(name, dir_fd=self._store.layout.partial)
+        with disk.storing("cannot remove temporary files"):
+            for name in self._names:
+                disk.unlink_if_there(name, dir_fd=self._store.layout.partial)
         for path, mode in self._modes.items():
             self._restore(path, mode)
 
@@ -174,12 +177,10 @@ class _Intake:
         """The model is committed: moved files lose their old names, and directories that are empty now go."""
         self._modes.clear()
         with disk.storing("cannot remove what was moved"):
-            for taken in self._taken:
-                if taken.moved:
-                    with self._tree.open(taken.path) as (_, folder, name):
-                        os.unlink(name, dir_fd=folder)
-            if self._move and not self._tree.single:
-                self._remove_copied()
+            if self._move:
+                for taken in self._taken:
+                    self._remove_source(taken)
+                self._remove_empty_directories()
 
     # private
 
@@ -187,7 +188,7 @@ class _Intake:
         name = f"{self._prefix}{len(self._taken)}"
         with self._tree.open(file.path) as (fd, folder, source_name):
             moved = self._move and self._link(fd, folder, source_name, name, file.path)
-            target = -1
+            source, target = os.fstat(fd), -1
             try:
                 if moved:
                     hashed = _hash_unchanged(self._hasher, fd, self._counter)
@@ -202,7 +203,7 @@ class _Intake:
             finally:
                 if target >= 0:
                     os.close(target)
-        return _Taken(file.path, name, hashed, file_dag(hashed.leaves), moved)
+        return _Taken(file.path, name, hashed, file_dag(hashed.leaves), source)
 
     def _copy(self, source: int, target: int) -> HashedFile:
         before = os.fstat(source)
@@ -215,9 +216,9 @@ class _Intake:
             def sink(part: memoryview, offset: int) -> None:
                 self._write(target, part, offset)
                 if (offset + len(part)) % _SYNC_BYTES == 0:
-                    for earlier in write_back:
-                        earlier.result()
-                    write_back[:] = [self._sync.submit(os.fdatasync, target)]
+                    write_back.append(self._sync.submit(os.fdatasync, target))
+                    if len(write_back) > _SYNCS_AHEAD:
+                        write_back.pop(0).result()
 
             try:
                 hashed = self._hasher.hash(source, before.st_size, sink, self._counter.file())
@@ -274,14 +275,20 @@ class _Intake:
 
     def _restore(self, path: str, mode: int) -> None:
         """A move that failed leaves its source as it was."""
-        with self._tree.open(path) as (fd, _, _):
-            os.fchmod(fd, mode)
+        try:
+            with self._tree.open(path) as (fd, _, _):
+                os.fchmod(fd, mode)
+        except (OSError, BadRequest) as exc:  # the failure that led here is the one to report
+            log.warning("store.move_not_undone path=%s reason=%s", path, exc)
 
-    def _remove_copied(self) -> None:
-        for taken in self._taken:
-            if not taken.moved:
-                with self._tree.open(taken.path) as (_, folder, name):
-                    os.unlink(name, dir_fd=folder)
+    def _remove_source(self, taken: _Taken) -> None:
+        """Only the file that was read: one that came in its place meanwhile stays."""
+        with self._tree.open(taken.path) as (fd, folder, name):
+            found = os.fstat(fd)
+            if os.path.samestat(found, taken.source) and not _differs(found, taken.source):
+                os.unlink(name, dir_fd=folder)
+
+    def _remove_empty_directories(self) -> None:
         for path in sorted(self._tree.directories, key=lambda path: path.count("/"), reverse=True):
             try:
                 os.rmdir(path, dir_fd=self._tree.fd)
@@ -314,8 +321,12 @@ def _hash_unchanged(hasher: Hasher, fd: int, counter: _Counter) -> HashedFile:
 
 
 def _check_unchanged(before: os.stat_result, after: os.stat_result) -> None:
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+    if _differs(before, after):
         raise changed()
+
+
+def _differs(before: os.stat_result, after: os.stat_result) -> bool:
+    return (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
 
 
 def _tree(tree: SourceTree, built: dict[str, BuiltFile]) -> BuiltTree:

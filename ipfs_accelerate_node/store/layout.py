@@ -49,8 +49,10 @@ class Layout:
         return cls(root, *opened)
 
     def close(self) -> None:
-        for fd in (self.blobs, self.models, self.partial, self.quarantine, self.root_fd):
-            os.close(fd)
+        """The numbers are forgotten: another file may get them at once."""
+        for name in (*SUBDIRECTORIES, "root_fd"):
+            os.close(getattr(self, name))
+            setattr(self, name, -1)
 
     def check(self) -> None:
         """Raises StorageError unless the paths still lead to the directories that were opened."""

@@ -38,6 +38,7 @@ _HEAD = struct.Struct("<8sQ")
 _MAGIC = b"ianhave1"
 _ENTRY = struct.Struct("<QQI")  # offset, length, crc32 of both
 _READ_BYTES = 1 << 20
+_CATCH_UP_BYTES = 4 << 20
 
 
 class PartialFile:
@@ -61,6 +62,7 @@ class PartialFile:
         self._sha256 = hashlib.sha256()
         self._git_sha1 = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
         self._hashed = 0
+        self._hashing = threading.RLock()  # of the running hashes; taken before _lock, or without waiting
         self._record = -1
 
     @property
@@ -94,6 +96,7 @@ class PartialFile:
                 return
             self._pwrite(payload, leaf.offset)
             self._note(leaf, payload)
+            self._hash_on(leaf, payload)
 
     def sync(self) -> list[Leaf]:
         """Makes what was written durable, then records it. Returns the leaves that became durable by this call.
@@ -115,8 +118,6 @@ class PartialFile:
             except OSError as exc:
                 self._forget(leaves)
                 raise disk.storage_failure(exc, f"cannot sync {self.cid}") from exc
-            with self._lock, disk.storing(f"cannot read {self.cid}"):
-                self._catch_up()
             return leaves
 
     def copy_from(self, leaf: Leaf, place: LeafPlace) -> None:
@@ -140,6 +141,7 @@ class PartialFile:
                 return
             if self._share(leaf, place):
                 self._note(leaf, payload)
+                self._hash_on(leaf, payload)
             else:
                 self.write(leaf, payload)
 
@@ -158,7 +160,7 @@ class PartialFile:
 
         Raises BadContent (code incomplete) if a leaf is missing, StorageError. What was verified stays on an error.
         """
-        with self._lock:
+        with self._hashing, self._lock:
             if (stored := self._owner.blobs.file(self.cid)) is not None:
                 self._committed = True
                 if self._open:
@@ -171,7 +173,7 @@ class PartialFile:
             with disk.storing(f"cannot commit {self.cid}"):
                 os.ftruncate(self._fd, self.size)
                 self.sync()
-                self._catch_up()
+                self._catch_up(self.size)
                 self._owner.failpoints.hit("partial.before_fsync")
                 os.fchmod(self._fd, 0o400)
                 os.fsync(self._fd)
@@ -261,6 +263,7 @@ class PartialFile:
             if not leaf.cid.matches(leaf.wrap(payload)):
                 return False
             self._note(leaf, payload)
+            self._hash_on(leaf, payload)
             return True
 
     def _note(self, leaf: Leaf, payload: bytes | memoryview) -> None:
@@ -269,23 +272,34 @@ class PartialFile:
             self._pending.append(leaf)
             self._leaves[key(leaf.cid)] = leaf
             self._hold.land(leaf.length)
-            if leaf.offset == self._hashed:
-                self._hash(payload)
 
     def _remember(self, leaf: Leaf) -> None:
         with self._lock:
             self._leaves[key(leaf.cid)] = leaf
+
+    def _hash_on(self, leaf: Leaf, payload: bytes | memoryview) -> None:
+        """Brings the file's own hashes forward, beside other writers; a bounded step, so that no caller waits long."""
+        if not self._hashing.acquire(blocking=False):
+            return
+        try:
+            if leaf.offset == self._hashed:
+                self._hash(payload)
+            with disk.storing(f"cannot read {self.cid}"):
+                self._catch_up(_CATCH_UP_BYTES)
+        finally:
+            self._hashing.release()
 
     def _hash(self, data: bytes | memoryview) -> None:
         self._sha256.update(data)
         self._git_sha1.update(data)
         self._hashed += len(data)
 
-    def _catch_up(self) -> None:
-        """Hashes on, over what lies without a gap after the part that was hashed as it came."""
-        while self._hashed < self.size and self._open:
+    def _catch_up(self, limit_bytes: int) -> None:
+        """Hashes what came before its turn, as far as it lies without a gap, out of the page cache."""
+        stop = min(self._hashed + limit_bytes, self.size)
+        while self._hashed < stop:
             count = min(_READ_BYTES, self.size - self._hashed)
-            if not self._written.covers(self._hashed, self._hashed + count):
+            if not self.covers(self._hashed, count):
                 return
             data = disk.read_exactly(self._fd, count, self._hashed)
             if len(data) != count:

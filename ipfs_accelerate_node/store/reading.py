@@ -34,6 +34,12 @@ def has(index: Index, cid: Cid) -> bool:
     return cid.inline is not None or index.node(cid) is not None or bool(index.leaves(cid))
 
 
+def roots(index: Index, cid: Cid) -> list[Cid]:
+    """The models that hold this file or node block."""
+    row = index.file(cid)
+    return index.roots_of_node(cid) or ([] if row is None else [root for root, _ in index.homes(row.id)])
+
+
 def resolve(block_of: BlockOf, cid: Cid, path: str) -> Cid:
     """As `Store.resolve`; empty components are ignored, as gateways do."""
     for name in filter(None, path.split("/")):

@@ -85,8 +85,10 @@ class Store:
         return store
 
     def close(self) -> None:
-        """Partial files stay for the next time."""
+        """Partial files stay for the next time. May be called again."""
         with self._lock:
+            if self.layout.root_fd < 0:
+                return
             self._partials.close()
             self._index.close()
             self.layout.close()
@@ -259,6 +261,12 @@ class Store:
     def has(self, cid: Cid) -> bool:
         """Whether `block` would find it; reads no file."""
         return reading.has(self._index, cid)
+
+    def held(self, cids: Iterable[Cid]) -> set[Cid]:
+        """Those of them (canonical) that are a file or a node block of a stored model, not merely on disk. Waits for a
+        removal that is under way."""
+        with self._lock:
+            return {cid.canonical for cid in cids if reading.roots(self._index, cid)}
 
     def file(self, cid: Cid, *, public_only: bool = False) -> StoredFile | None:
         """A whole file by its CID. public_only: only if a public model holds it."""

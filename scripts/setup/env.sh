@@ -1,5 +1,6 @@
 # Sourced by the scripts: makes .venv/ at the checkout's root and keeps it equal to a hashed lock file.
 #   use_venv run|dev     sets PY to the environment's interpreter; prints the seconds that set-up took, if any
+# Every step says `|| return`: a caller that writes `use_venv … ||` switches errexit off in here.
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 PY=$checkout/.venv/bin/python
@@ -8,7 +9,7 @@ say() { printf '%s\n' "$*" >&2; }
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-} python3 python3.11 python3.12 python3.13 python3.14; do
+  for candidate in ${PYTHON:+"$PYTHON"} python3 python3.11 python3.12 python3.13 python3.14; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       command -v "$candidate"
       return
@@ -16,6 +17,17 @@ find_python() {
   done
   say "Python 3.11 or newer is needed; none of python3, python3.11 … python3.14 is one (set PYTHON to name it)."
   return 1
+}
+
+# An environment with pip in it. What an attempt without python3-venv left behind is made anew.
+make_venv() {
+  local python
+  "$PY" -m pip --version >/dev/null 2>&1 && return
+  python=$(find_python) || return
+  "$python" -m venv --clear "$checkout/.venv" >&2 || {
+    say "$python -m venv failed (on Debian: install the package python3-venv)."
+    return 1
+  }
 }
 
 # The lock file without what an already installed CPU build of torch makes superfluous (README, "CPU only").
@@ -31,28 +43,43 @@ PYTHON
   fi
 }
 
-use_venv() {
-  local kind=$1 lock=$checkout/scripts/setup/$1.lock began=$SECONDS stamp want uv
-  stamp=$checkout/.venv/.setup-$kind
-  want=$(cat "$lock" "$checkout/scripts/setup/tools.lock" "$checkout/pyproject.toml" | sha256sum | cut -c1-64)
-  [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return
-  [ -x "$PY" ] || "$(find_python)" -m venv "$checkout/.venv" || {
-    say "python -m venv failed (on Debian: the package python3-venv)."
-    return 1
-  }
-  "$PY" -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r "$checkout/scripts/setup/tools.lock"
-  uv=$checkout/.venv/bin/uv
+# What an environment of that kind was made from.
+fingerprint() {
+  cat "$checkout/scripts/setup/$1.lock" "$checkout/scripts/setup/tools.lock" "$checkout/pyproject.toml" |
+    sha256sum | cut -c1-64
+}
+
+install_locked() {
+  local kind=$1 uv=$checkout/.venv/bin/uv index
+  make_venv || return
+  "$PY" -m pip install -q --disable-pip-version-check --require-hashes --no-deps \
+    -r "$checkout/scripts/setup/tools.lock" >&2 || return
   # uv does not read pip's configuration: hand it the index a user may have set there.
-  if [ -z "${UV_DEFAULT_INDEX:-}" ] && index=$("$PY" -m pip config get global.index-url 2>/dev/null); then
-    export UV_DEFAULT_INDEX=$index
+  if [ -z "${UV_DEFAULT_INDEX:-}" ]; then
+    index=${PIP_INDEX_URL:-$("$PY" -m pip config get global.index-url 2>/dev/null || true)}
+    [ -z "$index" ] || export UV_DEFAULT_INDEX=$index
   fi
   say "set-up: installing the locked packages of $kind.lock (the first time: about 5 GB with CUDA's libraries)"
-  requirements "$lock" | "$uv" pip install -q -p "$PY" --require-hashes --no-deps -r -
-  "$uv" pip install -q -p "$PY" --no-deps --no-build-isolation -e "$checkout"
+  (
+    set -o pipefail
+    requirements "$checkout/scripts/setup/$kind.lock" |
+      "$uv" pip install -q -p "$PY" --require-hashes --no-deps -r - >&2
+  ) || return
+  "$uv" pip install -q -p "$PY" --no-deps --no-build-isolation -e "$checkout" >&2
+}
+
+use_venv() {
+  local kind=$1 began=$SECONDS stamp=$checkout/.venv/.setup-$1 want
+  want=$(fingerprint "$kind") || return
+  [ -x "$PY" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return
   rm -f "$checkout"/.venv/.setup-*
-  printf %s "$want" >"$stamp"
-  # dev holds everything that run does
-  [ "$kind" = dev ] && cat "$checkout/scripts/setup/run.lock" "$checkout/scripts/setup/tools.lock" "$checkout/pyproject.toml" |
-    sha256sum | cut -c1-64 | tr -d '\n' >"$checkout/.venv/.setup-run"
+  install_locked "$kind" || {
+    say "set-up failed (see above); run this again when that is mended."
+    return 1
+  }
+  printf %s "$want" >"$stamp" || return
+  if [ "$kind" = dev ]; then # which holds everything that run does
+    fingerprint run | tr -d '\n' >"$checkout/.venv/.setup-run" || return
+  fi
   say "set-up: $((SECONDS - began)) s"
 }
