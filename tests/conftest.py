@@ -15,9 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.kubo import find_kubo
 from tests.support.sample import SAMPLE, made
+
+# A property says what is right, not how fast: a busy machine must not fail one.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 REPORTED = pytest.StashKey[list[str]]()
 
