@@ -24,6 +24,7 @@ from ipfs_accelerate_node.benchmarks import BenchResult, bench, publish_kept, re
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
+<<<<<<< HEAD
 from ipfs_accelerate_node.content.reference import (
     DEFAULT_REVISION,
     HubRef,
@@ -33,11 +34,16 @@ from ipfs_accelerate_node.content.reference import (
     parse_reference,
 )
 from ipfs_accelerate_node.errors import NotFound
+=======
+from ipfs_accelerate_node.content.reference import HubRef, Reference, RootRef, check_model_name, parse_reference
+from ipfs_accelerate_node.errors import Loading, NotFound
+>>>>>>> issue4
 from ipfs_accelerate_node.fetch.hub import drop_staged
 from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt, StoppedPin
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, receipt
 from ipfs_accelerate_node.fetch.seeder import Seeder
 from ipfs_accelerate_node.inference.model import Accelerator, Embeddings, Inferred, Item, LoadedModel, Options
+from ipfs_accelerate_node.inference.openvino import artefacts
 from ipfs_accelerate_node.inference.registry import Registry
 from ipfs_accelerate_node.inference.serving import Serving
 from ipfs_accelerate_node.kubo.choice import service_for
@@ -46,6 +52,8 @@ from ipfs_accelerate_node.store import GcReport, Provenance, Store, StoredModel,
 from ipfs_accelerate_node.store.ingest import ingest
 
 log = logging.getLogger(__name__)
+
+FETCH_LOOK_S = 5.0  # when to ask again for a model that is being fetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,7 @@ class Node:
             )
             self._group = await stack.enter_async_context(asyncio.TaskGroup())
             self.serving = Serving(
-                self.store, self.registry, find=self.find, group=self._group, allow_mock=self.config.allow_mock
+                self.store, self.registry, find=self._find_to_run, group=self._group, allow_mock=self.config.allow_mock
             )
             self.seeder = Seeder(self.store, self.kubo)
             self._seeding = self._group.create_task(self.seeder.run(), name="seed")
@@ -137,6 +145,18 @@ class Node:
         if (model := self._stored(parse_reference(ref), ref)) is None:
             raise NotFound(f"{ref} is not in the store", code="model_not_found")
         return model
+
+    def _find_to_run(self, ref: str) -> StoredModel:
+        """The same for who wants to run it; Loading, not NotFound, for what is being fetched."""
+        try:
+            return self.find(ref)
+        except NotFound:
+            if any(ref in (job.ref, job.root, job.name) for job in self.fetching()):
+                raise Loading(f"{ref} is being fetched", retry_after_s=FETCH_LOOK_S) from None
+            raise
+
+    def fetching(self) -> list[PinJob]:
+        return [job for job in self.pin_jobs() if job.state == "fetching"]
 
     def _stored(self, reference: Reference, text: str) -> StoredModel | None:
         if (named := self.store.named(text)) is not None:
@@ -253,13 +273,22 @@ class Node:
     async def remove(self, ref: str, *, force: bool = False) -> int:
         """Bytes freed. Raises Conflict for what is pinned (unless forced) or loaded."""
         model = await asyncio.to_thread(self.find, ref)
-        return await asyncio.to_thread(self.store.remove, model.root, force=force)
+        freed_bytes = await asyncio.to_thread(self.store.remove, model.root, force=force)
+        return freed_bytes + await asyncio.to_thread(self._drop_artefacts)
 
     async def gc(self) -> GcReport:
-        """Deletes everything that is neither pinned nor in use, and what failed fetches left behind."""
+        """Deletes everything that is neither pinned nor in use, with its converted forms, and what failed fetches left
+        behind."""
         staged_bytes = await asyncio.to_thread(drop_staged, self.store)
         report = await asyncio.to_thread(self.store.gc)
-        return replace(report, freed_bytes=report.freed_bytes + staged_bytes)
+        converted_bytes = await asyncio.to_thread(self._drop_artefacts)
+        return replace(report, freed_bytes=report.freed_bytes + staged_bytes + converted_bytes)
+
+    def _drop_artefacts(self) -> int:
+        """Converted forms of models that are not in the store any more; bytes freed."""
+        here = {str(model.root) for model in self.store.models()}
+        roots = {kept.artefact.root for kept in artefacts.stored(self.config.cache)} - here
+        return sum(artefacts.remove(self.config.cache, root) for root in roots)
 
     async def verify(self, ref: str | None = None) -> VerifyReport:
         """Reads every stored byte again; what does not match is quarantined and named."""

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from ipfs_accelerate_node.inference.model import TASKS
+from tests.support.gateway import FakeGateway, small_model
 from tests.support.models import tiny_model
 from tests.support.running import Running, running
 
@@ -144,9 +145,9 @@ async def test_models_tasks_and_devices_that_are_not_there(here: Running, root: 
 
 
 async def test_a_mock_stands_in_only_where_that_was_allowed(here: Running, root: str) -> None:
-    wanted = {"task": "fill-mask", "allow_mock": True}
-    reply = await infer(here, "nobody", "a [MASK]", **wanted)
+    reply = await infer(here, "nobody", "a [MASK]", task="fill-mask", allow_mock=True)
     assert (reply["implementation"], reply["root"]) == ("MOCK", "mock:fill-mask")
+    assert "nobody is not in the store" in reply["warning"]
     assert (await infer(here, "nobody", "a [MASK]", task="fill-mask", status=404))["code"] == "model_not_found"
     assert (await infer(here, "nobody", "a", allow_mock=True, status=404))["code"] == "model_not_found"
     refused = await infer(here, root, "a", device="cuda:99", task="embedding", allow_mock=True, status=422)
@@ -186,3 +187,20 @@ async def test_wrong_types_of_loads(here: Running) -> None:
 
 async def test_every_task_is_tried() -> None:
     assert set(ITEMS) == set(TASKS)
+
+
+async def test_a_model_that_is_being_fetched_is_on_its_way(here: Running) -> None:
+    coming = small_model({"config.json": b"{}" * 100})
+    async with FakeGateway(coming.blocks) as gateway:
+        gateway.gate.clear()
+        root = str(coming.root)
+        await here.admin("POST", "/api/pins", json={"ref": root, "name": "coming", "source": gateway.url})
+        await gateway.arrived.wait()
+        found = [one for one in (await here.ask("GET", "/api/loads")).json["loads"] if one["state"] == "fetching"]
+        assert [(one["id"], one["root"], one["bytes_done"]) for one in found] == [("coming", root, 0)]
+        assert (await here.ask("GET", f"/api/loads/{root}")).json["state"] == "fetching"
+        reply = await here.ask("POST", "/api/infer", json={"ref": root, "items": ["a"]})
+        assert (reply.status, reply.json["code"]) == (503, "loading")
+        assert reply.headers["Retry-After"]
+        await here.admin("DELETE", f"/api/pins/{root}")
+    assert (await here.ask("GET", f"/api/loads/{root}")).status == 404

@@ -41,9 +41,9 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-async def items(tmp_path: Path, daemon: Daemon, *arguments: str, stdin: bytes | None = None) -> list[Any]:
+async def items(tmp_path: Path, daemon: Daemon, *arguments: str, stdin: bytes = b"") -> list[Any]:
     """What `infer` sends for these arguments."""
-    done = await run_cli(tmp_path, "infer", "minilm", *arguments, **({} if stdin is None else {"stdin": stdin}))
+    done = await run_cli(tmp_path, "infer", "minilm", *arguments, stdin=stdin)
     assert done.code == 0, done.err
     found: list[Any] = daemon.seen[-1].body["items"]
     return found

@@ -11,8 +11,8 @@ from ipfs_accelerate_node.inference.model import Accelerator
 from ipfs_accelerate_node.inference.process import WorkerProcess
 
 FOUND = [
-    Accelerator("cpu", "torch", "A CPU", available=True),
-    Accelerator("openvino:CPU", "openvino", "A CPU", available=True),
+    Accelerator("cpu", "torch", "A CPU", available=True, precisions=("f32", "bf16")),
+    Accelerator("openvino:CPU", "openvino", "A CPU", available=True, precisions=("f32", "int8")),
     Accelerator("openvino:GPU", "openvino", "A GPU", available=False, reason="its driver is too old"),
 ]
 
@@ -42,17 +42,19 @@ def test_what_no_runtime_calls_a_device(given: str) -> None:
 
 
 def test_why_a_device_cannot_be_had() -> None:
-    check_available("cpu", FOUND)
-    check_available("openvino:CPU", FOUND)
+    check_available("cpu", FOUND, "bf16")
+    check_available("openvino:CPU", FOUND, "int8")
+    with pytest.raises(DeviceUnavailable, match="computes in f32, int8, not in f16"):
+        check_available("openvino:CPU", FOUND, "f16")
     with pytest.raises(DeviceUnavailable, match="too old") as caught:
-        check_available("openvino:GPU", FOUND)
+        check_available("openvino:GPU", FOUND, "f32")
     assert (http_status(caught.value), exit_code(caught.value)) == (422, 5)
     assert caught.value.detail == {"device": "openvino:GPU", "reason": "its driver is too old"}
     with pytest.raises(DeviceUnavailable, match="it has: cpu"):
-        check_available("cuda:0", FOUND)
+        check_available("cuda:0", FOUND, "f32")
     broken = [Accelerator("openvino", "openvino", "OpenVINO", available=False, reason="not installed")]
     with pytest.raises(DeviceUnavailable, match="not installed"):
-        check_available("openvino:CPU", broken)
+        check_available("openvino:CPU", broken, "f32")
 
 
 @pytest.mark.timeout(90)

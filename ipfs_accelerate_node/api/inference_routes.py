@@ -24,6 +24,7 @@ from ipfs_accelerate_node.api.pipeline import METRICS, Route
 from ipfs_accelerate_node.api.traffic import finished
 from ipfs_accelerate_node.api.wire import NameText, RefText, json_reply, plain
 from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput, NotFound
+from ipfs_accelerate_node.fetch.jobs import PinJob
 from ipfs_accelerate_node.inference import Inferred, Item, LoadedModel, Options, Output
 from ipfs_accelerate_node.inference.model import (
     Audio,
@@ -170,7 +171,7 @@ def _encoded(ref: str, done: Inferred) -> bytes:
             "engine": model.engine,
             "precision": model.precision,
             "implementation": model.implementation,
-            **({"warning": model.notes[0]} if mock and model.notes else {}),
+            **({"warning": "; ".join(model.notes)} if mock else {}),
             "outputs": [output_json(output) for output in done.outputs],
             "tokens": done.tokens,
             "seconds": round(done.seconds, 6),
@@ -199,14 +200,30 @@ def output_json(output: Output) -> dict[str, Any]:
 
 
 async def list_loads(request: web.Request) -> web.Response:
-    return json_reply({"loads": node(request).registry.loaded()})
+    """What is loaded or on its way there, the models that are being fetched included."""
+    fetching = [_fetching(job) for job in node(request).fetching()]
+    return json_reply({"loads": [*node(request).registry.loaded(), *fetching]})
 
 
 async def show_load(request: web.Request) -> web.Response:
     name = request.match_info["name"]
-    if (loaded := node(request).registry.find(name)) is None:
-        raise NotFound(f"{name[:200]!r} is not loaded", code="model_not_loaded")
-    return json_reply(loaded)
+    if (loaded := node(request).registry.find(name)) is not None:
+        return json_reply(loaded)
+    for job in node(request).fetching():
+        if name in (job.ref, job.root, job.name):
+            return json_reply(_fetching(job))
+    raise NotFound(f"{name[:200]!r} is not loaded", code="model_not_loaded")
+
+
+def _fetching(job: PinJob) -> dict[str, object]:
+    return {
+        "id": job.name or job.root or job.ref,
+        "root": job.root,
+        "names": [job.name] if job.name else [],
+        "state": "fetching",
+        "bytes_total": job.bytes_total,
+        "bytes_done": job.bytes_done,
+    }
 
 
 async def load(request: web.Request) -> web.Response:

@@ -48,12 +48,14 @@ def no_gpu() -> str:
     return "this machine has no GPU driver (none of " + ", ".join(nodes) + " is there)"
 
 
-def check_available(device: str, found: Sequence[Accelerator]) -> None:
-    """Raises DeviceUnavailable with the reason, unless a model can be loaded on it now."""
+def check_available(device: str, found: Sequence[Accelerator], precision: str | None = None) -> None:
+    """Raises DeviceUnavailable with the reason, unless a model can be loaded on it now in that precision."""
     here = next((accelerator for accelerator in found if accelerator.device == device), None)
-    if here is not None and here.available:
+    if here is not None and here.available and (precision is None or precision in here.precisions):
         return
-    if here is not None:
+    if here is not None and here.available:
+        reason = f"it computes in {', '.join(here.precisions)}, not in {precision}"
+    elif here is not None:
         reason = here.reason
     else:
         runtime = kind_of(device)

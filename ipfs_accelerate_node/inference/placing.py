@@ -140,8 +140,8 @@ class Placing:
                 self._found[kind] = found
             return list(self._found[kind])
 
-    async def check_device(self, device: str) -> None:
-        """Raises DeviceUnavailable with the reason."""
+    async def check_device(self, device: str, precision: str) -> None:
+        """Raises DeviceUnavailable with the reason: it is not here, or does not compute in that precision."""
         if device.startswith("cuda") and (reason := no_gpu()):
             raise DeviceUnavailable(f"device {device} is not available: {reason}", device=device, reason=reason)
         if kind_of(device) == "openvino" and self._cache is None:
@@ -149,7 +149,7 @@ class Placing:
         if device in ("auto", "cpu"):
             return
         try:
-            check_available(device, await self.devices(kind_of(device)))
+            check_available(device, await self.devices(kind_of(device)), precision)
         except DeviceUnavailable:
             await self._dismiss("openvino")
             raise

@@ -133,7 +133,7 @@ class Registry:
         if slot is not None and thorough and wanted.device == "auto":
             slot = await self._unless_unmeasured(slot)
         if slot is None:
-            await self._placing.check_device(wanted.device)
+            await self._placing.check_device(wanted.device, wanted.precision)
             slot = await self._matching(spec.root, wanted) or self._occupy(spec, wanted, names, thorough=thorough)
         if alias is not None:
             self._call(slot, alias)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.reference import MockRef, parse_reference
@@ -106,7 +107,8 @@ class Serving:
             raise error
         log.warning("mock.stands_in task=%s reason=%s", task, error)
         spec = ModelSpec(root=f"mock:{task}", path=None, source="mock", task=task, mock=True)
-        return await self._registry.load(spec)
+        mock = await self._registry.load(spec)
+        return replace(mock, notes=(*mock.notes, f"it stands in for a model that cannot be had: {error}"))
 
     def _hold(self, spec: ModelSpec) -> None:
         """A loaded model's files are in use: never evicted, never removed."""
@@ -150,7 +152,8 @@ class Serving:
             loaded = await self._loaded(ref, task, device, precision)
         except NodeError as exc:
             loaded = await self._mocked(exc, task, allow_mock)
-        return await self._registry.infer(loaded, items, options, task=task)
+        done = await self._registry.infer(loaded, items, options, task=task)
+        return replace(done, model=replace(done.model, notes=loaded.notes)) if loaded.implementation == "MOCK" else done
 
     async def embed(
         self,
