@@ -24,7 +24,6 @@ from ipfs_accelerate_node.benchmarks import BenchResult, bench, publish_kept, re
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
-<<<<<<< HEAD
 from ipfs_accelerate_node.content.reference import (
     DEFAULT_REVISION,
     HubRef,
@@ -33,11 +32,7 @@ from ipfs_accelerate_node.content.reference import (
     check_model_name,
     parse_reference,
 )
-from ipfs_accelerate_node.errors import NotFound
-=======
-from ipfs_accelerate_node.content.reference import HubRef, Reference, RootRef, check_model_name, parse_reference
 from ipfs_accelerate_node.errors import Loading, NotFound
->>>>>>> issue4
 from ipfs_accelerate_node.fetch.hub import drop_staged
 from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt, StoppedPin
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, receipt
