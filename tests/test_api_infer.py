@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -204,3 +205,25 @@ async def test_a_model_that_is_being_fetched_is_on_its_way(here: Running) -> Non
         assert reply.headers["Retry-After"]
         await here.admin("DELETE", f"/api/pins/{root}")
     assert (await here.ask("GET", f"/api/loads/{root}")).status == 404
+
+
+@pytest.mark.timeout(240)
+async def test_a_measured_choice_is_shown_and_goes_with_its_model(here: Running, tmp_path: Path) -> None:
+    root = (await here.node.add(tiny_model(tmp_path / "other", seed=5), name="other")).root
+    loaded = await here.admin("POST", "/api/loads", json={"ref": "other"})
+    assert loaded.status == 200, loaded.body
+    choice = loaded.json["choice"]
+    assert {one["device"] for one in choice} >= {"cpu", "openvino:CPU"}
+    assert (choice[0]["device"], choice[0]["chosen"]) == (loaded.json["device"], True)
+    assert all(one["median_ms"] for one in choice if not one["reason"].startswith("does not run"))
+    shown = (await here.admin("GET", "/api/store/other")).json["loads"]
+    assert [one["choice"] for one in shown] == [choice]
+    listed = (await here.ask("GET", "/api/accelerators")).json["choices"]
+    assert [one["candidates"] for one in listed if one["root"] == root] == [choice]
+    kept = here.node.config.cache / "artefacts"
+    assert len(list(kept.iterdir())) == 1
+    refused = await here.admin("DELETE", "/api/store/other?force=true")
+    assert (refused.status, refused.json["code"]) == (409, "conflict")
+    await here.admin("DELETE", "/api/loads/other")
+    assert (await here.admin("DELETE", "/api/store/other?force=true")).status == 200
+    assert list(kept.iterdir()) == []

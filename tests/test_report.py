@@ -101,6 +101,16 @@ async def test_what_was_loaded_stays_loaded(here: Running) -> None:
     await here.node.unload("tiny")
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_precision_that_the_engine_has_not_is_unavailable(here: Running) -> None:
+    half, small = (await made(here, refs=["tiny"], devices=["cpu"], precisions=["bf16", "int8"]))["cells"]
+    assert (half["status"], half["precision"]) == ("REAL", "bf16")
+    assert 0.999 <= half["agreement"] < 1
+    assert (small["status"], small["precision"]) == ("UNAVAILABLE", "int8")
+    assert "int8" in small["reason"]
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_mock_is_named_as_one_and_never_measured(here: Running) -> None:
     (cell,) = (await made(here, refs=["mock:embedding"], devices=["cpu"]))["cells"]

@@ -152,7 +152,8 @@ async def _reference(here: Here, subject: _Subject, tell: Tell, *, measured: boo
             tell(Step(subject.model, device, precision, "answering as the reference"))
             workload = await reference(here.registry, model)
             if measured:
-                return workload, await _trial(here, subject, model, workload, tell)
+                # generating again would only say that the same program does the same
+                return workload, await _trial(here, subject, model, replace(workload, generated=None), tell)
     except NodeError as exc:
         return workload, _failed(subject, device, precision, exc, workload)
     return workload, _refused(subject, device, precision, "ERROR", "not measured", task=workload.task)
@@ -248,7 +249,7 @@ async def _trial(here: Here, subject: _Subject, model: LoadedModel, workload: Wo
 def _notes(model: LoadedModel, found: Agreement, inputs: int) -> tuple[str, ...]:
     notes = [f"compared over {inputs} inputs", *model.notes]
     if (model.device, model.precision) == (REFERENCE_DEVICE, REFERENCE_PRECISION):
-        notes.insert(0, "the reference itself, run twice")
+        notes.insert(0, "the reference itself")
     if found.greedy is not None:
         notes.append(f"greedy tokens as the reference's in {found.greedy.same} of {found.greedy.of}")
     if model.precision == "int8":
@@ -259,11 +260,18 @@ def _notes(model: LoadedModel, found: Agreement, inputs: int) -> tuple[str, ...]
 
 
 def _failed(subject: _Subject, device: str, precision: str, error: NodeError, workload: Workload | None) -> Cell:
-    status: Status = "UNAVAILABLE" if isinstance(error, DeviceUnavailable) else "ERROR"
+    status: Status = (
+        "UNAVAILABLE" if isinstance(error, DeviceUnavailable) or _not_offered(error, precision) else "ERROR"
+    )
     if error.code == "mock_loaded":
         status = "MOCK"
     log.info("report.cell root=%s device=%s status=%s reason=%s", subject.ref, device, status, error)
     return _refused(subject, device, precision, status, str(error), task=workload.task if workload else "")
+
+
+def _not_offered(error: NodeError, precision: str) -> bool:
+    """The engine has no such precision, on this device or for this task: nothing went wrong."""
+    return error.detail.get("param") == "precision" or (precision == "int8" and error.code == "task_unsupported")
 
 
 def _refused(subject: _Subject, device: str, precision: str, status: Status, reason: str, *, task: str = "") -> Cell:

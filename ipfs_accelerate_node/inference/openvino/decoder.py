@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ipfs_accelerate_node.errors import InferenceFailed
 from ipfs_accelerate_node.inference.openvino.artefact import Graph
-from ipfs_accelerate_node.inference.openvino.passes import run_pass
+from ipfs_accelerate_node.inference.openvino.passes import TokenLimits, run_pass
 from ipfs_accelerate_node.inference.session import Array
 
 CROSS = "cross."  # prefix of what the encoder hands over: keys and values of the cross-attention
@@ -20,9 +20,10 @@ ENCODER_MASK = "encoder_attention_mask"
 class OpenVinoDecoder:
     """One batch of sequences. Owns its request, and in it the cache; main thread of the worker only."""
 
-    def __init__(self, request: openvino.InferRequest, graph: Graph) -> None:
+    def __init__(self, request: openvino.InferRequest, graph: Graph, limits: TokenLimits) -> None:
         self._request = request
         self._graph = graph
+        self._limits = limits
         self._encoded: dict[str, Array] = {}  # by the graph's names; bound in place, so they stay alive here
         self._owner: NDArray[np.int64] | None = None  # which encoded sequence each row goes on from
         self._started = False
@@ -55,6 +56,7 @@ class OpenVinoDecoder:
         """
         if not self._started:
             raise InferenceFailed("a decoder is started before its first step")
+        self._limits.check({"input_ids": input_ids, "attention_mask": attention_mask})
         rows, new = input_ids.shape
         order = np.arange(rows) if beam is None else np.asarray(beam)
         self._follow(order)

@@ -12,7 +12,7 @@ from ipfs_accelerate_node.errors import BadContent, DeviceUnavailable, Inference
 from ipfs_accelerate_node.inference.model_files import ModelFiles
 from ipfs_accelerate_node.inference.openvino.artefact import Artefact, form_of, read_artefact, weights_of
 from ipfs_accelerate_node.inference.openvino.decoder import OpenVinoDecoder
-from ipfs_accelerate_node.inference.openvino.passes import run_pass
+from ipfs_accelerate_node.inference.openvino.passes import TokenLimits, run_pass
 from ipfs_accelerate_node.inference.session import Array
 
 PREFIX = "openvino:"
@@ -21,7 +21,6 @@ DECODER = "decoder"
 # What the float arithmetic of each precision is asked to be. An int8 graph keeps its float parts in f32: its gate was
 # measured so.
 _HINT = {"f32": "f32", "bf16": "bf16", "f16": "f16", "int8": "f32"}
-_READ_BACK = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 # Compiled kernels that are kept for shapes seen before. A new shape of a batch costs a third of a megabyte of them and
 # a few milliseconds; by its own limit of 5,000 OpenVINO lets a worker grow by more than the weights of many models.
@@ -50,7 +49,8 @@ def load(
             compiled[graph.name] = core.compile_model(str(artefact / graph.xml.name), name, settings)
         except RuntimeError as exc:
             raise _refused(core, name, graph.name, exc) from exc
-    engine = OpenVinoEngine(described, compiled)
+    longest = files.max_tokens if files.family in ("encoder", "dual") else 0
+    engine = OpenVinoEngine(described, compiled, TokenLimits(files.vocab_size, longest))
     if engine.precision != precision:
         raise DeviceUnavailable(
             f"{engine.device} computes in {engine.precision} when it is asked for {precision}",
@@ -65,12 +65,13 @@ class OpenVinoEngine:
 
     engine = "openvino"
 
-    def __init__(self, artefact: Artefact, compiled: Mapping[str, openvino.CompiledModel]) -> None:
+    def __init__(self, artefact: Artefact, compiled: Mapping[str, openvino.CompiledModel], limits: TokenLimits) -> None:
         self.device = PREFIX + "+".join(sorted({name for model in compiled.values() for name in _devices(model)}))
         self.precision = _precision(artefact, compiled)
         self.notes = artefact.notes
         self.versions = {"openvino": str(openvino.__version__).split("-")[0], "numpy": np.__version__}
         self._artefact = artefact
+        self._limits = limits
         self._compiled = compiled
         self._requests: dict[str, openvino.InferRequest] = {}
 
@@ -86,6 +87,7 @@ class OpenVinoEngine:
             raise ModelUnsupported(f"the model has no graph {graph!r}", code="task_unsupported")
         if graph not in self._requests:
             self._requests[graph] = self._compiled[graph].create_infer_request()
+        self._limits.check(inputs)
         request = self._requests[graph]
         run_pass(request, graph, {name: _given(name, inputs) for name in described.inputs})
         return {name: np.array(request.get_tensor(name).data, dtype=np.float32) for name in described.outputs}
@@ -95,7 +97,7 @@ class OpenVinoEngine:
         described = self._artefact.graph(DECODER)
         if described is None:
             raise ModelUnsupported("the model does not generate", code="task_unsupported")
-        return OpenVinoDecoder(self._compiled[DECODER].create_infer_request(), described)
+        return OpenVinoDecoder(self._compiled[DECODER].create_infer_request(), described, self._limits)
 
     def memory_bytes(self) -> int:
         """What OpenVINO says that a GPU holds for this process; 0 on devices that use the machine's own memory."""
@@ -139,8 +141,8 @@ def _devices(model: openvino.CompiledModel) -> list[str]:
 
 def _precision(artefact: Artefact, compiled: Mapping[str, openvino.CompiledModel]) -> str:
     """As read back from what was compiled: a device that lacks one takes another without a word."""
-    names = {model.get_property("INFERENCE_PRECISION_HINT").to_string() for model in compiled.values()}
-    found = "+".join(sorted(_READ_BACK.get(name, name) for name in names))
+    names = {str(model.get_property("INFERENCE_PRECISION_HINT").to_string()) for model in compiled.values()}
+    found = "+".join(sorted(names))
     return "int8" if artefact.weights == "int8" and found == _HINT["int8"] else found
 
 

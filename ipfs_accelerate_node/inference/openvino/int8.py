@@ -55,11 +55,11 @@ def quantised(
         raise ModelUnsupported(f"int8 is for {', '.join(TASKS)} of texts, not {task}", code="task_unsupported")
     exact = Compiled(graph, model)
     calibration = lengthened(CALIBRATION)
-    _primaries(processing, exact, _items(calibration, task))
+    _primaries(processing, exact, items_of(calibration, task))
     say(f"quantising graph {graph}")
     small = _quantise(model, exact.given)
     say("judging int8")
-    judging = _items(lengthened(JUDGING), task)
+    judging = items_of(lengthened(JUDGING), task)
     found = judge(_primaries(processing, exact, judging), _primaries(processing, Compiled(graph, small), judging))
     gate = Int8Gate(len(judging), len(calibration), *found)
     if not gate.mean_cosine >= LEAST_MEAN_COSINE:
@@ -74,7 +74,7 @@ def quantised(
     return small, gate
 
 
-def _items(texts: Sequence[str], task: str) -> list[Item]:
+def items_of(texts: Sequence[str], task: str) -> list[Item]:
     if task != "rerank":
         return [Text(text) for text in texts]
     return [Pair(first, second) for first, second in zip(texts, (*texts[1:], texts[0]), strict=True)]
