@@ -13,7 +13,7 @@ from ipfs_accelerate_node.inference.memory import available_bytes, data_bytes
 from ipfs_accelerate_node.inference.model import PRECISIONS, Vector
 from ipfs_accelerate_node.inference.model_files import ModelFiles, inspect
 from ipfs_accelerate_node.inference.session import Engine, Session
-from ipfs_accelerate_node.inference.tasks import processing_for
+from ipfs_accelerate_node.inference.tasks import notes_of, processing_for
 
 ROOM_BYTES = 4 << 30  # beyond twice the weights: activations, tokenizer, thread stacks
 
@@ -32,7 +32,9 @@ def open_session(
 ) -> tuple[Session, wire.Loaded]:
     """Raises ModelUnsupported, DeviceUnavailable, Unavailable (out_of_memory), and the libraries' own errors."""
     progress("loading")
-    files = inspect(Path(request.path), available_bytes=available_bytes(), precision=request.precision)
+    files = inspect(
+        Path(request.path), available_bytes=available_bytes(), precision=request.precision, task=request.task
+    )
     task = files.check_task(request.task)
     if not request.device.startswith("cuda"):  # CUDA maps more than there is memory
         limit = data_bytes() + 2 * files.estimate_bytes(request.precision) + ROOM_BYTES
@@ -74,7 +76,7 @@ def _told(session: Session, files: ModelFiles, *, width: int) -> wire.Loaded:
         architecture=files.model_type,
         pooling=sentence.settings.pooling if sentence else (),
         normalize=sentence.settings.normalize if sentence else False,
-        notes=files.notes + engine.notes,
+        notes=files.notes + notes_of(session.processing) + engine.notes,
         versions=dict(engine.versions),
         device_bytes=engine.memory_bytes(),
     )

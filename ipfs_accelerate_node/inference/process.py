@@ -35,7 +35,7 @@ def worker_environment(threads: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
         "RAYON_NUM_THREADS": str(threads),
         "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take the cores from others: 70 × on a busy one
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take the cores from others
         "MALLOC_ARENA_MAX": "4",
     }
 

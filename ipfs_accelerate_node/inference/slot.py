@@ -315,6 +315,8 @@ class Slot:
             raise
         except NodeError as exc:
             job.fail(exc)
+            if exc.code == "device_lost":  # nothing works in that process any more: CUDA does not come back in it
+                raise WorkerGone(str(exc)) from exc
         else:
             if not job.done.done():
                 job.done.set_result((reply, payload))
