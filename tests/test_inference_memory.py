@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from ipfs_accelerate_node.errors import NotFound, Unavailable
-from ipfs_accelerate_node.inference.memory import proportional_bytes
 from ipfs_accelerate_node.inference.model import LoadedModel, ModelSpec, Text
 from ipfs_accelerate_node.inference.registry import Registry
 from tests.support.models import tiny_model
@@ -58,21 +57,32 @@ async def test_what_is_at_work_or_pinned_is_not_idle(directory: Path) -> None:
 
 
 async def test_the_one_unused_for_longest_makes_room(directory: Path) -> None:
-    """Where two fit: the third takes the place of the one that was not asked for longest, never of a pinned one."""
-    async with registry_in_its_task() as registry:
-        first = await load(registry, "first", directory)
-        one_bytes = proportional_bytes(first.pid or 0)
-    async with registry_in_its_task(budget_bytes=int(2.7 * one_bytes) + (400 << 20)) as registry:
+    """A machine without memory, until something goes: the one that was not asked for longest, never a pinned one."""
+    gone_now: list[str] = []
+    full = False
+
+    def available() -> int:
+        return 0 if full and not gone_now else 1 << 40
+
+    async with registry_in_its_task(available=available, gone=gone_now.append) as registry:
         pinned = await load(registry, "pinned", directory, pinned=True)
-        older = await load(registry, "older", directory)
-        newer = await load(registry, "newer", directory)
-        assert {model.id for model in registry.loaded()} >= {"pinned", "newer"}
-        await registry.infer(older if registry.find("older") else newer, [Text("a")])
-        for name in ("fourth", "fifth"):
-            await load(registry, name, directory)
-        names = {model.id for model in registry.loaded()}
-        assert {"pinned", "fifth"} <= names
-        assert "older" not in names
+        older, newer = await load(registry, "older", directory), await load(registry, "newer", directory)
+        await registry.infer(older, [Text("a")])  # now "newer" is the one unused for longest
+        full = True
+        await load(registry, "last", directory)
+        assert gone_now == ["bafynewer"]
+        assert gone(newer.pid or 0)
+        for model in (pinned, older):
+            assert (await registry.infer(model, [Text("a")])).model.pid == model.pid
+
+
+async def test_a_budget_counts_what_workers_really_take(directory: Path) -> None:
+    async with registry_in_its_task(budget_bytes=1 << 20) as registry:
+        pinned, first = await load(registry, "pinned", directory, pinned=True), await load(registry, "first", directory)
+        assert {model.id for model in registry.loaded()} == {"pinned", "first"}
+        await load(registry, "second", directory)
+        assert {model.id for model in registry.loaded()} == {"pinned", "second"}
+        assert gone(first.pid or 0)
         assert (await registry.infer(pinned, [Text("a")])).model.pid == pinned.pid
 
 

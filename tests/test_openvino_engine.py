@@ -187,6 +187,20 @@ async def test_twenty_words_are_written_alike(t5: tuple[ModelFiles, Path]) -> No
     assert len({*expected}) == len(WORDS) >= 20
 
 
+async def test_t5_in_bf16(t5: tuple[ModelFiles, Path]) -> None:
+    """A sentence, which its encoder has never seen the like of, and a word."""
+    if not has_bf16():
+        with pytest.raises(DeviceUnavailable):
+            on_openvino(t5, "text2text-generation", "bf16")
+        return
+    narrow = on_openvino(t5, "text2text-generation", "bf16")
+    assert (narrow.precision, narrow.notes) == ("bf16", ("graph encoder computes in f32",))
+    processing = processing_for(t5[0], "text2text-generation")
+    for item in (Text("The old bridge was closed to lorries after engineers found cracks in it."), Text("table")):
+        primaries = [processing.primary(one, item) for one in (narrow, on_torch(t5, "text2text-generation"))]
+        assert least_cosine(*[array.reshape(1, -1) for array in primaries]) >= 0.9995
+
+
 def encoded(engine: Engine, vocab: int) -> dict[str, NDArray[np.float32]]:
     inputs = rows(vocab, (3, 6))
     return {**engine.run("encoder", inputs), "attention_mask": inputs["attention_mask"]}

@@ -49,7 +49,8 @@ class Registry:
     that gives no sign of life for so long while it computes is ended. drain_timeout_s: how long ``unload`` lets queued
     requests finish. steady_s: a worker that ends sooner is in a series of crashes, and the pauses before its successors
     grow. keep_alive_s: a model that was idle for so long is unloaded; infinite: never. budget_bytes: what all workers
-    together may take, None: what the machine has. gone: called with a root when nothing holds it any more.
+    together may take, None: what the machine has. available: says how many bytes it has left. gone: called with a root
+    when nothing holds it any more.
     """
 
     def __init__(
@@ -64,12 +65,14 @@ class Registry:
         steady_s: float = 60.0,
         keep_alive_s: float = math.inf,
         budget_bytes: int | None = None,
+        available: Callable[[], int] = available_bytes,
         gone: Callable[[str], None] = lambda root: None,
     ) -> None:
         self._limits = Limits(load_timeout_s, silence_s, drain_timeout_s, steady_s)
         self._prestart = prestart
         self._keep_alive_s = keep_alive_s
         self._budget_bytes = budget_bytes
+        self._available = available
         self._gone = gone
         self._placing = Placing(
             threads=threads or len(os.sched_getaffinity(0)),
@@ -227,7 +230,7 @@ class Registry:
                     return
 
     def _free_bytes(self) -> int:
-        free = available_bytes()
+        free = self._available()
         if self._budget_bytes is None:
             return free
         taken = sum(proportional_bytes(slot.pid) for slot in self._slots if slot.pid is not None)
@@ -389,11 +392,8 @@ class Registry:
 
     async def accelerators(self) -> list[Accelerator]:
         """Every device that torch and OpenVINO report here; found once, then remembered. May take seconds."""
-        keep = self._prestart and not self._slots
-        return [
-            *await self._placing.devices("torch", keep=keep),
-            *await self._placing.devices("openvino", keep=False),
-        ]
+        found = await self._placing.devices("torch", keep=self._prestart and not self._slots)
+        return found + await self._placing.devices("openvino", keep=False)
 
 
 def _not_loaded(name: str) -> NotFound:

@@ -19,7 +19,7 @@ import msgspec
 from ipfs_accelerate_node.errors import BadContent, InferenceFailed, StorageError
 
 SCHEMA = 1
-EXPORTER = "1"  # of convert and what it imports; a change of the graphs it makes is a new number
+EXPORTER = "2"  # of convert and what it imports; a change of the graphs it makes is a new number
 DESCRIPTION = "artefact.json"
 _MAX_DESCRIPTION_BYTES = 4 << 20
 _READ_BYTES = 1 << 20
@@ -38,7 +38,8 @@ class StoredFile(msgspec.Struct, frozen=True):
 class Graph(msgspec.Struct, frozen=True):
     """One graph. name: that of ``Engine.run``, or ``decoder``. inputs, outputs: the names of its arrays, in order.
 
-    xml, bin: where it lies; a graph without weights still has a .bin.
+    xml, bin: where it lies; a graph without weights still has a .bin. exact: it computes in f32 whatever the model is
+    asked for.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Graph(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...]
     xml: StoredFile
     bin: StoredFile
+    exact: bool = False
 
 
 class Int8Gate(msgspec.Struct, frozen=True):

@@ -76,7 +76,7 @@ class Converter:
             model = self._exported(plan, f"{number} of {len(planned)}")
             if weights == "int8":
                 model, gate = self._quantised(plan, model, files, task)
-            graphs.append(self._written(plan.name, model))
+            graphs.append(self._written(plan, model))
         form, versions = form_of(task), versions_of(weights)
         artefact = Artefact(
             schema=SCHEMA,
@@ -111,17 +111,18 @@ class Converter:
 
         return quantised(plan.name, model, task, processing_for(files, task), lambda words: self._say(Phase(words)))
 
-    def _written(self, name: str, model: openvino.Model) -> Graph:
+    def _written(self, plan: Plan, model: openvino.Model) -> Graph:
         import openvino
 
-        path = self._folder / f"{name}.xml"
+        path = self._folder / f"{plan.name}.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
         return Graph(
-            name=name,
+            name=plan.name,
             inputs=tuple(port.get_any_name() for port in model.inputs),
             outputs=tuple(port.get_any_name() for port in model.outputs),
             xml=stored_file(path),
             bin=stored_file(path.with_suffix(".bin")),
+            exact=plan.exact,
         )
 
 

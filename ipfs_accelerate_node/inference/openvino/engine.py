@@ -42,9 +42,9 @@ def load(
     if described.form != form_of(task) or described.weights != weights_of(precision):
         raise BadContent(f"artefact {artefact.name} is not one of {task} in {precision}", code="bad_artefact")
     core, name = openvino.Core(), device.removeprefix(PREFIX)
-    settings = _settings(name, precision, threads)
     compiled: dict[str, openvino.CompiledModel] = {}
     for graph in described.graphs:
+        settings = _settings(name, "f32" if graph.exact else precision, threads)
         try:
             compiled[graph.name] = core.compile_model(str(artefact / graph.xml.name), name, settings)
         except RuntimeError as exc:
@@ -68,7 +68,9 @@ class OpenVinoEngine:
     def __init__(self, artefact: Artefact, compiled: Mapping[str, openvino.CompiledModel], limits: TokenLimits) -> None:
         self.device = PREFIX + "+".join(sorted({name for model in compiled.values() for name in _devices(model)}))
         self.precision = _precision(artefact, compiled)
-        self.notes = artefact.notes
+        exact = [graph.name for graph in artefact.graphs if graph.exact]
+        told = (f"graph {', '.join(exact)} computes in f32",) if exact and self.precision != "f32" else ()
+        self.notes = artefact.notes + told
         self.versions = {"openvino": str(openvino.__version__).split("-")[0], "numpy": np.__version__}
         self._artefact = artefact
         self._limits = limits
@@ -140,8 +142,9 @@ def _devices(model: openvino.CompiledModel) -> list[str]:
 
 
 def _precision(artefact: Artefact, compiled: Mapping[str, openvino.CompiledModel]) -> str:
-    """As read back from what was compiled: a device that lacks one takes another without a word."""
-    names = {str(model.get_property("INFERENCE_PRECISION_HINT").to_string()) for model in compiled.values()}
+    """Of all graphs that are not exact, as read back: a device that lacks a precision takes another without a word."""
+    models = [compiled[graph.name] for graph in artefact.graphs if not graph.exact]
+    names = {str(model.get_property("INFERENCE_PRECISION_HINT").to_string()) for model in models}
     found = "+".join(sorted(names))
     return "int8" if artefact.weights == "int8" and found == _HINT["int8"] else found
 

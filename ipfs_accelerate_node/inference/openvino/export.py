@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import openvino
+import openvino.opset13 as ops
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ Dims = tuple[int, ...]  # -1: any
 
 # Of each graph's outputs to torch's, in f32. Far below what any wrong branch gives, far above rounding.
 LEAST_COSINE = 0.99995
+
+_MASKED = -30_000.0  # added to a score: its exponential is 0 beside any other, and f16 holds it
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Port:
 class Plan:
     """One graph to make. module: takes the ports' tensors in their order, gives the outputs in theirs. past: input →
     output that is its next value, for what becomes state. checks: inputs of other sizes than the examples; of a decoder
-    one after the other, each with ``beam_idx``."""
+    one after the other, each with ``beam_idx``. exact: see ``artefact.Graph``."""
 
     name: str
     module: nn.Module
@@ -47,6 +50,7 @@ class Plan:
     outputs: tuple[str, ...]
     past: Mapping[str, str]
     checks: tuple[Arrays, ...]
+    exact: bool = False
 
 
 class Named(nn.Module):
@@ -75,6 +79,7 @@ def convert(plan: Plan) -> openvino.Model:
         warnings.simplefilter("ignore")  # of the tracer, about the paths it took: that is what the check is for
         model = openvino.convert_model(plan.module, example_input=example)
     _name(model, plan)
+    _finite_masks(model)
     if plan.past:
         keep_state(model, plan.past)
         model.set_rt_info("f32", ["runtime_options", "KV_CACHE_PRECISION"])
@@ -94,6 +99,19 @@ def _name(model: openvino.Model, plan: Plan) -> None:
     for name, output in zip(plan.outputs, model.outputs, strict=True):
         output.get_tensor().set_names({name})
     model.reshape({found: list(port.dims) for port, found in zip(plan.ports, model.inputs, strict=True)})
+
+
+def _finite_masks(model: openvino.Model) -> None:
+    """Attention masks as numbers. By a boolean mask OpenVINO makes NaN of a row that may look at nothing, as rows of
+    padding in a sliding window; a number keeps it finite, and is as good as infinite for the others."""
+    for node in model.get_ops():
+        if node.get_type_name() != "ScaledDotProductAttention" or node.get_input_size() < 4:
+            continue
+        mask = node.input_value(3)
+        if mask.get_element_type() == openvino.Type.boolean:
+            zero, cut = ops.constant(np.float32(0)), ops.constant(np.float32(_MASKED))
+            node.input(3).replace_source_output(ops.select(mask, zero, cut).output(0))
+    model.validate_nodes_and_infer_types()
 
 
 def check(plan: Plan, model: openvino.Model, core: openvino.Core) -> None:
