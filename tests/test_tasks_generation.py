@@ -13,7 +13,7 @@ import transformers as tf
 from numpy.typing import NDArray
 from tokenizers import processors
 
-from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput
+from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput, PayloadTooLarge
 from ipfs_accelerate_node.inference.model import Audio, Chat, Generated, Ids, Item, Message, Options, Text
 from ipfs_accelerate_node.inference.tasks import notes_of, samples
 from ipfs_accelerate_node.inference.tasks.generation_settings import GenerationSettings
@@ -308,7 +308,7 @@ def test_a_prompt_without_room_for_an_answer_loses_its_beginning(tmp_path: Path)
     long = "The weather in Lisbon is mild for most of the year."
     (answer,) = answers_of(processing, engine, long)
     assert (answer.tokens_in, answer.truncated, answer.finish, len(answer.ids)) == (11, True, "length", 1)
-    with pytest.raises(InvalidInput, match="11 and one to answer"):
+    with pytest.raises(PayloadTooLarge, match="11 and one to answer"):
         answers_of(processing, engine, long, truncate=False)
     assert len(tokens.whole(0, long)) > 12
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers as tf
 
-from ipfs_accelerate_node.errors import InvalidInput
+from ipfs_accelerate_node.errors import InvalidInput, PayloadTooLarge
 from ipfs_accelerate_node.inference.model import Image, ImageChoice, Item, Scores, Text, Vector
 from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.pictures import read_picture
@@ -135,9 +135,9 @@ def test_what_is_no_picture_is_refused_with_its_index_among_all(tmp_path: Path) 
     with pytest.raises(InvalidInput, match="not a picture") as caught:
         infer(found, [Text("rain"), Image(PICTURES[0]), Image(b"<html>")])
     assert caught.value.detail["index"] == 2
-    with pytest.raises(InvalidInput, match="longer than the model's 20 tokens") as caught:
+    with pytest.raises(PayloadTooLarge, match="longer than the model's 20 tokens") as long:
         infer(found, [Image(PICTURES[0]), Text("rain " * 30)], truncate=False)
-    assert caught.value.detail["index"] == 1
+    assert long.value.detail["index"] == 1
 
 
 def test_pictures_are_classified_as_by_the_pipeline(tmp_path: Path) -> None:

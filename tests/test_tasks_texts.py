@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers as tf
 
-from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput
+from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput, PayloadTooLarge
 from ipfs_accelerate_node.inference.model import Entities, Fills, Ids, Item, Options, Pair, Scores, Text, Vector
 from ipfs_accelerate_node.inference.tasks.embedding import TextEmbedding
 from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph
@@ -125,7 +125,7 @@ def test_pairs_too_long_lose_of_the_longer_text_first(tmp_path: Path) -> None:
     (output,) = infer(found, [pair])
     assert output.truncated
     assert output.tokens_in == 24
-    with pytest.raises(InvalidInput, match="longer than the model's 24 tokens"):
+    with pytest.raises(PayloadTooLarge, match="longer than the model's 24 tokens"):
         infer(found, [Text("a"), pair], truncate=False)
 
 

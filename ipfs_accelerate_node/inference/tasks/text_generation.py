@@ -19,7 +19,7 @@ from ipfs_accelerate_node.inference.tasks.generation import Writing, forced, gen
 from ipfs_accelerate_node.inference.tasks.generation_settings import GenerationSettings
 from ipfs_accelerate_node.inference.tasks.rules import Rules, choice
 from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph
-from ipfs_accelerate_node.inference.tasks.texts import Row, TextTokens
+from ipfs_accelerate_node.inference.tasks.texts import Row, TextTokens, too_long
 
 # Of one batch: what its sequences may reach together bounds the memory of their keys and values.
 _BATCH_TOKENS = 8192
@@ -87,7 +87,7 @@ class TextGeneration:
         if len(ids) <= most:
             return plain_row(ids, truncated=False)
         if not options.truncate:
-            refuse(index, f"has {len(ids)} tokens, the model takes {most} and one to answer")
+            too_long(index, f"has {len(ids)} tokens, the model takes {most} and one to answer")
         return plain_row(ids[-most:], truncated=True)
 
     def _writing(self, index: int, row: Row, options: Options) -> Writing:

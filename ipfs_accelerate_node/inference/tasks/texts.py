@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from tokenizers import Encoding
 
-from ipfs_accelerate_node.errors import InvalidInput, ModelUnsupported
+from ipfs_accelerate_node.errors import InvalidInput, ModelUnsupported, PayloadTooLarge
 from ipfs_accelerate_node.inference.tasks.tokenizer_files import TokenizerFiles
 
 
@@ -78,7 +78,7 @@ class TextTokens:
         """Token ids as they are: no special tokens are added. Raises as ``row``."""
         cut = len(ids) > self.max_tokens
         if cut and not truncate:
-            self._refuse(index, f"has {len(ids)} tokens, the model takes {self.max_tokens}")
+            too_long(index, f"has {len(ids)} tokens, the model takes {self.max_tokens}")
         taken = list(islice(ids, self.max_tokens))
         self._check(index, taken)
         return Row(taken, [0] * len(taken), cut, [(0, 0)] * len(taken), [0] * len(taken))
@@ -111,7 +111,7 @@ class TextTokens:
     def _row(self, index: int, encoding: Encoding, truncate: bool) -> Row:
         cut = bool(encoding.overflowing)
         if cut and not truncate:
-            self._refuse(index, f"is longer than the model's {self.max_tokens} tokens")
+            too_long(index, f"is longer than the model's {self.max_tokens} tokens")
         ids = encoding.ids
         self._check(index, ids)
         return Row(ids, encoding.type_ids, cut, encoding.offsets, encoding.special_tokens_mask)
@@ -125,6 +125,11 @@ class TextTokens:
     @staticmethod
     def _refuse(index: int, why: str) -> NoReturn:
         raise InvalidInput(f"input {index} {why}", param="input", index=index)
+
+
+def too_long(index: int, why: str) -> NoReturn:
+    """Over the token limit, and not to be cut: HTTP 413, not 422."""
+    raise PayloadTooLarge(f"input {index} {why}", param="input", index=index)
 
 
 def _cleaned(text: str) -> str:
