@@ -24,7 +24,7 @@ _HINT = {"f32": "f32", "bf16": "bf16", "f16": "f16", "int8": "f32"}
 
 # Compiled kernels that are kept for shapes seen before. A new shape of a batch costs a third of a megabyte of them and
 # a few milliseconds; by its own limit of 5,000 OpenVINO lets a worker grow by more than the weights of many models.
-KERNELS_KEPT = 400
+KERNELS_KEPT = 200
 _INTEGERS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
 
