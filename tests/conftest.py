@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -88,6 +89,9 @@ class FromWorkers:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Started in the background of a shell, which our children would inherit: Ctrl-C could not be tried on them.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "needs(*tools): programs or rights that the test cannot do without")
     config.pluginmanager.register(FromWorkers())
 
