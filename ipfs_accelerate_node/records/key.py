@@ -11,11 +11,11 @@ import secrets
 import stat
 from pathlib import Path
 
-import libipld
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from ipfs_accelerate_node.content.multibase import base58btc_encode
 from ipfs_accelerate_node.errors import BadContent, StorageError
 
 PUBLIC_BYTES, SIGNATURE_BYTES = 36, 64
@@ -115,8 +115,7 @@ def _create(path: Path, pem: bytes) -> None:
 
 def peer_id(public: bytes) -> str:
     """PeerID of a 36-byte libp2p public key: base58 of its identity multihash."""
-    text: str = libipld.encode_multibase("z", bytes((0x00, len(public))) + public)
-    return text[1:]
+    return base58btc_encode(bytes((0x00, len(public))) + public)
 
 
 def verify(public: bytes, signature: bytes, data: bytes) -> None:
