@@ -16,7 +16,7 @@ from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.browser import Origins
 from ipfs_accelerate_node.api.keys import SCOPES, KeyRing
 from ipfs_accelerate_node.api.pipeline import Route
-from ipfs_accelerate_node.config import is_loopback
+from ipfs_accelerate_node.config_values import is_loopback
 from ipfs_accelerate_node.errors import InvalidConfig, NotFound
 from tests.support.http import Served, serving, small_app
 

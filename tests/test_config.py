@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipfs_accelerate_node.config import Config, config_file, default_cache, is_loopback, load_config
+from ipfs_accelerate_node.config import Config, config_file, default_cache, load_config
+from ipfs_accelerate_node.config_values import is_loopback
 from ipfs_accelerate_node.errors import InvalidConfig
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,8 @@ from ipfs_accelerate_node.api.app import ROUTES
 from ipfs_accelerate_node.cli import COMMANDS
 from ipfs_accelerate_node.cli.keys import keys
 from ipfs_accelerate_node.cli.up import up
-from ipfs_accelerate_node.config import PREFIX, SECRETS, SINGULAR, Config, load_config
+from ipfs_accelerate_node.config import PREFIX, SINGULAR, Config, load_config
+from ipfs_accelerate_node.config_values import SECRETS
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 NOT_SETTINGS = {"--config", "--log-level", "--json"}

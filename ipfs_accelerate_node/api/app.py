@@ -25,7 +25,8 @@ from ipfs_accelerate_node.api.keys import KeyRing
 from ipfs_accelerate_node.api.metrics import Metrics
 from ipfs_accelerate_node.api.pipeline import GATE, METRICS, ORIGINS, TRAFFIC, mount
 from ipfs_accelerate_node.api.traffic import Traffic
-from ipfs_accelerate_node.config import Config, is_loopback
+from ipfs_accelerate_node.config import Config
+from ipfs_accelerate_node.config_values import is_loopback
 from ipfs_accelerate_node.node import Node
 
 ROUTES = (

@@ -19,7 +19,8 @@ from ipfs_accelerate_node.api.listener import listening, take_port
 from ipfs_accelerate_node.api.pipeline import TRAFFIC
 from ipfs_accelerate_node.api.traffic import Traffic
 from ipfs_accelerate_node.api.uploads import clear_uploads
-from ipfs_accelerate_node.config import Config, is_loopback
+from ipfs_accelerate_node.config import Config
+from ipfs_accelerate_node.config_values import is_loopback
 from ipfs_accelerate_node.errors import InvalidConfig, NodeError
 from ipfs_accelerate_node.node import Node
 

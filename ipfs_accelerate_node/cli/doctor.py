@@ -24,7 +24,8 @@ from ipfs_accelerate_node.cli import Refused
 from ipfs_accelerate_node.cli.client import Daemon, read_daemon_file
 from ipfs_accelerate_node.cli.options import json_option
 from ipfs_accelerate_node.cli.render import clean, print_json, size
-from ipfs_accelerate_node.config import PREFIX, Config, config_file, default_cache, is_loopback, load_config
+from ipfs_accelerate_node.config import PREFIX, Config, config_file, default_cache, load_config
+from ipfs_accelerate_node.config_values import is_loopback
 from ipfs_accelerate_node.errors import EXIT_FAILURE, InvalidConfig, NodeError
 
 State = Literal["ok", "missing", "broken"]

@@ -30,6 +30,8 @@ _VALUES = {
     "ipfs_path": ("DIR", "Repo of an existing Kubo daemon, as $IPFS_PATH."),
     "swarm_key": ("FILE", "Pre-shared key of a private IPFS network."),
     "quota": ("BYTES", "Most that the store may take, such as 200GB (default: what the disk has)."),
+    "share_rate": ("BYTES", "A second, to all who fetch from us, while inference is busy (100MB)."),
+    "share_connections": ("N", "How many may fetch content from us at a time (32)."),
     "hf_upstream": ("URL", "The Hub to fetch hf: references from."),
     "load_timeout_s": ("SECONDS", "Give up loading a model after so long (300)."),
     "stall_timeout_s": ("SECONDS", "Give up a source that sends nothing for so long (10)."),
@@ -46,11 +48,13 @@ _LISTS = {
 }
 _SWITCHES = {
     "announce_pins": "Announce what was pinned by CID (on).",
+    "tunnels": "Meet other nodes over libp2p, through Kubo (on).",
     "share": "Let anybody read public content when not on loopback (off).",
     "paranoid": "Hash every leaf again before it leaves (off).",
     "publish": "Standing consent to publish benchmark records (off).",
     "allow_mock": "Where a model cannot be had, let a mock answer, marked MOCK (off).",
     "hf_offline": "Never ask the Hub (off).",
+    "hub_open": "Serve the Hub's routes when not on loopback, public content only (off).",
     "kubo_loopback": "Keep the managed Kubo on loopback, for tests (off).",
 }
 _PLURAL = {
@@ -58,6 +62,7 @@ _PLURAL = {
     "peer": "peers",
     "allow_host": "allow_hosts",
     "quota": "quota_bytes",
+    "share_rate": "share_rate_bytes",
     "memory": "memory_bytes",
 }
 

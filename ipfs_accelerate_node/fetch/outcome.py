@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import ModelPlan
@@ -13,14 +13,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceNow:
+    """One source of a fetch at this moment. bytes_per_s: over the last seconds. state: working, idle (nothing for it
+    to do), resting (asked us to come back later), or out (failed, or sent wrong bytes)."""
+
+    source: str
+    kind: str
+    bytes: int
+    bytes_per_s: int
+    rejected: int
+    state: Literal["working", "idle", "resting", "out"]
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """bytes_total: of the files, None until the walk has seen them all. phase: "walking", "fetching" or "committing".
-    source: the one that delivered last, by its name; None before the first."""
+    source: the one that delivered last, by its name; None before the first. left_s: at the present rate."""
 
     bytes_total: int | None
     bytes_done: int
     phase: str
     source: str | None
+    sources: tuple[SourceNow, ...] = ()
+    left_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,15 @@ Source: IPFS trustless gateway specification, "block responses" (`?format=raw`, 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
 from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.plan import FilePlan
 from ipfs_accelerate_node.errors import AuthRequired, SourceUnavailable
 from ipfs_accelerate_node.sources.guard import Origin
 from ipfs_accelerate_node.sources.http import FIRST_BYTE_S, STALL_S, Asked, GuardedSession, Pace, Reply, retry_after_s
-from ipfs_accelerate_node.sources.source import MAX_BLOCK_BYTES
+from ipfs_accelerate_node.sources.source import MAX_BLOCK_BYTES, Held
 
 _RAW = "application/vnd.ipld.raw"
 # What a block may call itself: a plain file server knows no better than octet-stream. The hash decides anyway; the type
@@ -55,6 +56,17 @@ class GatewaySource:
             if reply.content_type not in _TYPES_OF_BLOCKS:
                 raise asked.fault(f"answers with {reply.content_type[:60]!a}, not with a block", "bad_source")
             return await reply.read(MAX_BLOCK_BYTES)
+
+    ranges = False
+
+    async def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncIterator[bytes]:
+        """See `Source.read_range`."""
+        raise Asked(self.name, file.cid).fault("is only asked for blocks", "no_ranges")
+        yield b""
+
+    async def held(self, root: Cid) -> Held | None:
+        """None: it cannot say."""
+        return None
 
     async def settled(self, cids: Sequence[Cid]) -> None:
         """Nothing: a gateway keeps what it likes."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.plan import FilePlan
 from ipfs_accelerate_node.errors import NodeError, SourceUnavailable, Unavailable
-from ipfs_accelerate_node.sources.source import MAX_BLOCK_BYTES
+from ipfs_accelerate_node.sources.source import MAX_BLOCK_BYTES, Held
 
 if TYPE_CHECKING:
     from ipfs_accelerate_node.kubo import KuboClient
@@ -26,6 +27,7 @@ class KuboSource:
 
     name = "kubo"
     kind = "kubo"
+    ranges = False
 
     def __init__(self, client: KuboClient, *, timeout_s: float = 60.0) -> None:
         self._client = client
@@ -57,6 +59,15 @@ class KuboSource:
             log.warning("kubo.reference_dropped cid=%s reason=%s", cid, exc)
         return await self._client.block_get(cid, timeout_s=self._timeout_s)
 
+    async def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncIterator[bytes]:
+        """Raises SourceUnavailable (no_ranges): bitswap carries blocks."""
+        raise SourceUnavailable("kubo carries blocks only", source=self.name, cid=file.cid, code="no_ranges")
+        yield b""
+
+    async def held(self, root: Cid) -> Held | None:
+        """None: only asking tells."""
+        return None
+
     async def settled(self, cids: Sequence[Cid]) -> None:
         """Drops Kubo's copy of these leaves, so that one copy is on disk at a time. What another pin holds stays."""
         try:
@@ -82,6 +93,7 @@ class LateKubo:
 
     name = KuboSource.name
     kind = KuboSource.kind
+    ranges = False
 
     def __init__(self, ready: Callable[[], Awaitable[KuboClient]], *, timeout_s: float = 60.0) -> None:
         self._ready = ready
@@ -103,6 +115,15 @@ class LateKubo:
                 f"kubo for {cid}: {self._absent}", source=self.name, cid=cid, code="kubo_unavailable"
             ) from self._absent
         return await self._source.read_block(cid)
+
+    async def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncIterator[bytes]:
+        """Raises SourceUnavailable (no_ranges): bitswap carries blocks."""
+        raise SourceUnavailable("kubo carries blocks only", source=self.name, cid=file.cid, code="no_ranges")
+        yield b""
+
+    async def held(self, root: Cid) -> Held | None:
+        """None: only asking tells."""
+        return None
 
     async def settled(self, cids: Sequence[Cid]) -> None:
         """As `KuboSource.settled`."""

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.plan import FilePlan
 
 MAX_BLOCK_BYTES = 2 << 20  # no source's answer is read beyond this for one block
 
 # A source that answered so lacks this block, but may well have the next.
 LACKS_BLOCK = frozenset({"not_found", "blocked"})
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a source says it has of a root at this moment: a claim, which spares us asking for what it lacks.
+
+    complete: all of it. files: by canonical file CID a bitmap of its leaves, leaf i is bit ``i % 8`` (least significant
+    first) of byte ``i // 8``; a file that is not named is not there.
+    """
+
+    complete: bool
+    files: Mapping[Cid, bytes]
+
+    def has(self, file: Cid, leaf: int) -> bool:
+        bitmap = self.files.get(file.canonical, b"")
+        return self.complete or (leaf // 8 < len(bitmap) and bool(bitmap[leaf // 8] >> (leaf % 8) & 1))
 
 
 class Source(Protocol):
@@ -24,6 +42,10 @@ class Source(Protocol):
     def kind(self) -> str:
         """kubo, gateway, peer or hub."""
 
+    @property
+    def ranges(self) -> bool:
+        """Whether `read_range` is worth asking: False where only blocks are to be had, also once that was seen."""
+
     async def read_block(self, cid: Cid) -> bytes:
         """One block as the source has it, at most MAX_BLOCK_BYTES, NOT verified.
 
@@ -33,6 +55,17 @@ class Source(Protocol):
         source_unavailable.
         Cancelling it frees its connection.
         """
+
+    def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncIterator[bytes]:
+        """The file's own bytes from start to stop, in order, in pieces as they arrive, NOT verified; never more than
+        asked for. Close it (`contextlib.aclosing`) to free its connection.
+
+        Raises SourceUnavailable as `read_block` does; code no_ranges: this source cannot, here or at all.
+        """
+
+    async def held(self, root: Cid) -> Held | None:
+        """What it says it has of root now; None if it cannot say (then asking is finding out). Raises
+        SourceUnavailable."""
 
     async def settled(self, cids: Sequence[Cid]) -> None:
         """Our copy of these leaves is verified and synced: a source that made a copy of its own for us may drop it.

@@ -1,0 +1,1 @@
+"""Other nodes: finding them, reaching them, asking them."""
