@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ from ipfs_accelerate_node.fetch.hub import drop_staged
 from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt, StoppedPin
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, receipt
 from ipfs_accelerate_node.fetch.seeder import Seeder
-from ipfs_accelerate_node.inference.model import Accelerator, Embeddings, Inferred, Item, LoadedModel, Options
+from ipfs_accelerate_node.inference.model import Accelerator, LoadedModel
 from ipfs_accelerate_node.inference.openvino import artefacts
 from ipfs_accelerate_node.inference.registry import Registry
 from ipfs_accelerate_node.inference.serving import Serving
@@ -290,75 +290,11 @@ class Node:
         root = None if ref is None else (await asyncio.to_thread(self.find, ref)).root
         return await asyncio.to_thread(self.store.verify, root)
 
-    # -- running
-
-    async def load(
-        self,
-        ref: str,
-        *,
-        device: str = "auto",
-        precision: str | None = None,
-        task: str | None = None,
-        alias: str | None = None,
-        keep_alive_s: float | None = None,
-        pinned: bool | None = None,
-        thorough: bool = False,
-        allow_mock: bool = False,
-    ) -> LoadedModel:
-        """Loads a stored model, or a mock that is named as one; joins a load of the same that is under way."""
-        return await self.serving.load(
-            ref,
-            device=device,
-            precision=precision,
-            task=task,
-            alias=alias,
-            keep_alive_s=keep_alive_s,
-            pinned=pinned,
-            thorough=thorough,
-            allow_mock=allow_mock,
-        )
-
-    async def unload(self, name: str) -> None:
-        """Ends the model's workers. Raises NotFound when it is not loaded."""
-        await self.serving.unload(name)
-
-    async def infer(
-        self,
-        ref: str,
-        items: Sequence[Item],
-        options: Options | None = None,
-        *,
-        task: str | None = None,
-        device: str = "auto",
-        precision: str | None = None,
-        allow_mock: bool = False,
-    ) -> Inferred:
-        """One output per item, same order; loads a stored model on first use, see `Serving.infer`."""
-        return await self.serving.infer(
-            ref,
-            items,
-            options or Options(),
-            task=task,
-            device=device,
-            precision=precision,
-            allow_mock=allow_mock,
-        )
-
-    async def embed(
-        self,
-        model: str,
-        inputs: Sequence[str] | Sequence[Sequence[int]],
-        *,
-        dimensions: int | None = None,
-        normalize: bool | None = None,
-        truncate: bool = True,
-    ) -> Embeddings:
-        """One vector per input, same order; loads a stored model on first use, see `Serving.infer`."""
-        return await self.serving.embed(model, inputs, dimensions=dimensions, normalize=normalize, truncate=truncate)
+    # -- measuring; running is `serving`'s
 
     async def bench(self, ref: str, *, publish: bool) -> BenchResult:
         """One workload through the same path as a request; the record is signed, kept, and published on request."""
-        loaded = await self.load(ref, task="embedding" if not ref.startswith("mock:") else None)
+        loaded = await self.serving.load(ref, task="embedding" if not ref.startswith("mock:") else None)
         refuse_mock(loaded)
         model = await asyncio.to_thread(self.find, ref)
         client = await self.kubo.wait_ready(KUBO_PATIENCE_S) if publish else None

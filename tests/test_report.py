@@ -93,12 +93,12 @@ async def test_a_cell_is_real_with_evidence_or_says_why_not(here: Running) -> No
 @pytest.mark.timeout(120)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_what_was_loaded_stays_loaded(here: Running) -> None:
-    loaded = await here.node.load("tiny", device="cpu")
+    loaded = await here.node.serving.load("tiny", device="cpu")
     (cell,) = (await made(here, refs=["tiny"], devices=["cpu"]))["cells"]
     assert "was loaded before" in cell["notes"]
     assert [model.pid for model in here.node.registry.loaded()] == [loaded.pid]
     assert [model.names for model in here.node.registry.loaded()] == [("tiny",)]
-    await here.node.unload("tiny")
+    await here.node.serving.unload("tiny")
 
 
 @pytest.mark.timeout(120)
@@ -156,7 +156,7 @@ async def test_who_watches_is_told_step_by_step(here: Running) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_device_that_computes_something_else_is_found_out(here: Running) -> None:
-    loaded = await here.node.load("tiny", device="cpu")
+    loaded = await here.node.serving.load("tiny", device="cpu")
     registry = here.node.registry
     workload = await reference(registry, loaded)
     assert INPUTS / 2 < len(workload.items) == len(set(workload.items)) <= INPUTS
@@ -169,7 +169,7 @@ async def test_a_device_that_computes_something_else_is_found_out(here: Running)
     wider = replace(workload, primaries=tuple(np.append(p, p) for p in workload.primaries))
     with pytest.raises(InferenceFailed, match="shape"):
         await agreement(registry, loaded, wider)
-    await here.node.unload("tiny")
+    await here.node.serving.unload("tiny")
 
 
 @pytest.mark.timeout(120)

@@ -100,7 +100,7 @@ class InferRequest(msgspec.Struct, frozen=True):
 async def infer(request: web.Request) -> web.Response:
     body = await read_json(request, InferRequest, limit_bytes=INFER_LIMIT_BYTES)
     items = [item_of(value, index) for index, value in enumerate(body.items)]
-    done = await node(request).infer(
+    done = await node(request).serving.infer(
         body.ref,
         items,
         Options(**msgspec.structs.asdict(body.options)),
@@ -232,7 +232,7 @@ async def load(request: web.Request) -> web.Response:
     keep_alive_s = math.inf if body.keep_alive == FOR_EVER else body.keep_alive
     if keep_alive_s is not None and keep_alive_s < 0:
         raise InvalidInput("keep_alive is a number of seconds, or -1 for ever", param="keep_alive")
-    loaded = await node(request).load(
+    loaded = await node(request).serving.load(
         body.ref,
         device=body.device,
         precision=body.precision,
@@ -248,7 +248,7 @@ async def load(request: web.Request) -> web.Response:
 
 async def unload(request: web.Request) -> web.Response:
     name = request.match_info["name"]
-    await finished(node(request).unload(name))
+    await finished(node(request).serving.unload(name))
     return json_reply({"unloaded": name})
 
 

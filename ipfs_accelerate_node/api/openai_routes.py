@@ -46,7 +46,7 @@ async def embeddings(request: web.Request) -> web.Response:
         raise InvalidInput(f"the modality {body.modality} is not served by this model", param="modality")
     if body.prompt_name is not None:
         raise InvalidInput("this model has no named prompts", param="prompt_name")
-    result = await node(request).embed(body.model, inputs, dimensions=body.dimensions, truncate=body.truncate)
+    result = await node(request).serving.embed(body.model, inputs, dimensions=body.dimensions, truncate=body.truncate)
     if result.vectors.size > _INLINE_VALUES:
         encoded = await asyncio.to_thread(_encoded, body, result)
     else:

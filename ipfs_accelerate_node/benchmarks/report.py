@@ -32,6 +32,7 @@ from ipfs_accelerate_node.errors import DeviceUnavailable, InferenceFailed, Node
 from ipfs_accelerate_node.inference.devices import canonical, check_available, kind_of
 from ipfs_accelerate_node.inference.model import Accelerator, LoadedModel
 from ipfs_accelerate_node.inference.registry import Registry
+from ipfs_accelerate_node.inference.serving import Serving
 from ipfs_accelerate_node.store.types import StoredModel
 
 log = logging.getLogger(__name__)
@@ -46,15 +47,12 @@ class Here(Protocol):
     @property
     def registry(self) -> Registry: ...
 
+    @property
+    def serving(self) -> Serving: ...
+
     def models(self) -> list[StoredModel]: ...
 
     def find(self, ref: str) -> StoredModel: ...
-
-    async def load(
-        self, ref: str, *, device: str = ..., precision: str | None = ..., alias: str | None = ...
-    ) -> LoadedModel: ...
-
-    async def unload(self, name: str) -> None: ...
 
     async def accelerators(self) -> list[Accelerator]: ...
 
@@ -107,7 +105,7 @@ async def report(
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """ref: what Node.load takes. mock: there is nothing to measure."""
+    """ref: what `Serving.load` takes. mock: there is nothing to measure."""
 
     ref: str
     model: str
@@ -182,23 +180,23 @@ async def _loaded(here: Here, subject: _Subject, device: str, precision: str, te
     """The model on that device and in that precision, read back; afterwards it is as loaded as it was before."""
     tell(Step(subject.model, device, precision, "loading"))
     if here.registry.find_like(subject.ref, task=None, device=device, precision=precision) is not None:
-        model = await here.load(subject.ref, device=device, precision=precision)
+        model = await here.serving.load(subject.ref, device=device, precision=precision)
         _check(model, subject, device, precision)
         yield replace(model, notes=(*model.notes, "was loaded before"))
         return
     alias = f"report-{secrets.token_hex(6)}"
     try:
-        model = await here.load(subject.ref, device=device, precision=precision, alias=alias)
+        model = await here.serving.load(subject.ref, device=device, precision=precision, alias=alias)
         if kind_of(device) == "openvino":
             first_s = model.load_s
-            await here.unload(alias)
-            model = await here.load(subject.ref, device=device, precision=precision, alias=alias)
+            await here.serving.unload(alias)
+            model = await here.serving.load(subject.ref, device=device, precision=precision, alias=alias)
             model = _as_later_starts(model, first_s)
         _check(model, subject, device, precision)
         yield model
     finally:
         if here.registry.find(alias) is not None:
-            await here.unload(alias)
+            await here.serving.unload(alias)
 
 
 def _as_later_starts(model: LoadedModel, first_s: float) -> LoadedModel:

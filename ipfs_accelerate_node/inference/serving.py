@@ -26,6 +26,7 @@ from ipfs_accelerate_node.store import Store, StoredModel
 
 log = logging.getLogger(__name__)
 
+DEFAULTS = Options()
 LOAD_WAIT_S = 20.0  # a request waits so long for a model that is being loaded, then is told to come back
 
 
@@ -139,7 +140,7 @@ class Serving:
         self,
         ref: str,
         items: Sequence[Item],
-        options: Options,
+        options: Options = DEFAULTS,
         *,
         task: str | None = None,
         device: str = "auto",
