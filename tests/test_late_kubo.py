@@ -11,7 +11,7 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import NoSource, SourceUnavailable, Unavailable
 from ipfs_accelerate_node.fetch import Fetcher
 from ipfs_accelerate_node.kubo import KuboClient
-from ipfs_accelerate_node.sources import GatewaySource, LateKubo
+from ipfs_accelerate_node.sources import LateKubo, PeerSource
 from ipfs_accelerate_node.store import Store
 from tests.support.gateway import FakeGateway, small_model
 
@@ -33,7 +33,7 @@ class Starting:
 async def test_it_is_not_waited_for_while_others_deliver(tmp_path: Path) -> None:
     starting = Starting()
     async with FakeGateway(MODEL.blocks) as gateway:
-        peer = GatewaySource(gateway.url, kind="peer")
+        peer = PeerSource(gateway.url)
         with Store.open(tmp_path / "cache") as store:
             fetched = await Fetcher(store).fetch(MODEL.root, [peer, LateKubo(starting)], reference="x")
         await peer.aclose()

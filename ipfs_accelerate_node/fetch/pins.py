@@ -27,7 +27,7 @@ from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
 from ipfs_accelerate_node.fetch.seeder import Seeder
 from ipfs_accelerate_node.kubo import KuboClient, KuboService
 from ipfs_accelerate_node.kubo.seeding import Seeded
-from ipfs_accelerate_node.sources import GatewaySource, LateKubo, Source
+from ipfs_accelerate_node.sources import GatewaySource, LateKubo, PeerSource, Source
 from ipfs_accelerate_node.sources.hub import HubSource
 from ipfs_accelerate_node.store import Store, StoredModel
 
@@ -195,9 +195,8 @@ class Pins:
         config = self._config
         if kind == "kubo":
             return LateKubo(self._ready_kubo, timeout_s=4 * config.first_byte_timeout_s)
-        return GatewaySource(
-            url, kind=kind, first_byte_timeout_s=config.first_byte_timeout_s, stall_timeout_s=config.stall_timeout_s
-        )
+        server = PeerSource if kind == "peer" else GatewaySource
+        return server(url, first_byte_timeout_s=config.first_byte_timeout_s, stall_timeout_s=config.stall_timeout_s)
 
     async def _ready_kubo(self) -> KuboClient:
         """Raises Unavailable."""

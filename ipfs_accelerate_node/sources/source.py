@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,7 +56,7 @@ class Source(Protocol):
         Cancelling it frees its connection.
         """
 
-    def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncIterator[bytes]:
+    def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         """The file's own bytes from start to stop, in order, in pieces as they arrive, NOT verified; never more than
         asked for. Close it (`contextlib.aclosing`) to free its connection.
 
