@@ -13,11 +13,11 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from ipfs_accelerate_node import __version__
 from ipfs_accelerate_node.benchmarks import BenchResult, bench, publish_kept, refuse_mock
@@ -25,19 +25,15 @@ from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.reference import (
-    DEFAULT_REVISION,
-    HubRef,
-    Reference,
-    RootRef,
     check_model_name,
-    parse_reference,
 )
 from ipfs_accelerate_node.errors import Loading, NotFound
 from ipfs_accelerate_node.fetch.hub import drop_staged
 from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt, StoppedPin
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, receipt
 from ipfs_accelerate_node.fetch.seeder import Seeder
-from ipfs_accelerate_node.inference.model import Accelerator, LoadedModel
+from ipfs_accelerate_node.inference.catalogue import Catalogue
+from ipfs_accelerate_node.inference.model import Accelerator
 from ipfs_accelerate_node.inference.openvino import artefacts
 from ipfs_accelerate_node.inference.registry import Registry
 from ipfs_accelerate_node.inference.serving import Serving
@@ -49,38 +45,6 @@ from ipfs_accelerate_node.store.ingest import ingest
 log = logging.getLogger(__name__)
 
 FETCH_LOOK_S = 5.0  # when to ask again for a model that is being fetched
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model that a request may name. id: its first name, else its root. created: seconds since the epoch."""
-
-    id: str
-    root: str
-    names: tuple[str, ...]
-    created: int
-    implementation: Literal["REAL", "MOCK"]
-    loaded: bool
-
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    path: str
-    cid: str
-    size: int
-    sha256: str
-    git_sha1: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """Everything the node knows of a stored model. loaded: the state of its worker, None when it has none; loads: the
-    same of every form that it is loaded in."""
-
-    model: StoredModel
-    files: tuple[FileInfo, ...]
-    loaded: LoadedModel | None
-    loads: tuple[LoadedModel, ...] = ()
 
 
 class Node:
@@ -109,6 +73,7 @@ class Node:
                 )
             )
             self._group = await stack.enter_async_context(asyncio.TaskGroup())
+            self.catalogue = Catalogue(self.store, self.registry)
             self.serving = Serving(
                 self.store, self.registry, find=self._find_to_run, group=self._group, allow_mock=self.config.allow_mock
             )
@@ -137,9 +102,7 @@ class Node:
 
     def find(self, ref: str) -> StoredModel:
         """The stored model that ``ref`` means. Raises NotFound, or BadRequest for what is no reference."""
-        if (model := self._stored(parse_reference(ref), ref)) is None:
-            raise NotFound(f"{ref} is not in the store", code="model_not_found")
-        return model
+        return self.catalogue.find(ref)
 
     def _find_to_run(self, ref: str) -> StoredModel:
         """The same for who wants to run it; Loading, not NotFound, for what is being fetched."""
@@ -152,57 +115,6 @@ class Node:
 
     def fetching(self) -> list[PinJob]:
         return [job for job in self.pin_jobs() if job.state == "fetching"]
-
-    def _stored(self, reference: Reference, text: str) -> StoredModel | None:
-        if (named := self.store.named(text)) is not None:
-            return self.store.model(named)
-        match reference:
-            case RootRef(cid=cid, path=path):
-                try:
-                    return self.store.model(self.store.resolve(cid, path) if path else cid.canonical)
-                except NotFound:
-                    return None
-            case HubRef(repo=repo, revision=revision):
-                of_repo = [m for m in self.store.models() if _is_of_hub(m.provenance, repo, revision)]
-                return max(of_repo, key=lambda m: m.provenance.at, default=None)
-            case _:
-                return None
-
-    def model_info(self, ref: str) -> ModelInfo:
-        model = self.find(ref)
-        plan = self.store.plan(model.root)
-        stored = [] if plan is None else [(f.path, self.store.file(f.cid)) for f in plan.files]
-        return ModelInfo(
-            model=model,
-            files=tuple(
-                FileInfo(path, str(file.cid), file.size, file.sha256.hex(), file.git_sha1.hex())
-                for path, file in stored
-                if file is not None
-            ),
-            loaded=self.registry.find(str(model.root)),
-            loads=tuple(loaded for loaded in self.registry.loaded() if loaded.root == str(model.root)),
-        )
-
-    def served(self) -> list[ServedModel]:
-        """Every model that a request may name: the stored ones, and the mocks that are loaded."""
-        loaded = {m.root: m for m in self.registry.loaded()}
-        stored = [
-            ServedModel(
-                id=m.names[0] if m.names else str(m.root),
-                root=str(m.root),
-                names=m.names,
-                created=int(datetime.fromisoformat(m.provenance.at).timestamp()),
-                implementation="REAL",
-                loaded=str(m.root) in loaded,
-            )
-            for m in self.store.models()
-        ]
-        mocks = [
-            ServedModel(m.root, m.root, m.names, int(self.started_at), "MOCK", True)
-            for m in loaded.values()
-            if m.implementation == "MOCK"
-        ]
-        return stored + mocks
 
     # -- adding and pinning
 
@@ -242,7 +154,7 @@ class Node:
         self, ref: str, *, name: str | None = None, announce: bool | None = None, source: str | None = None
     ) -> PinJob:
         """Starts fetching; the returned job is watched with `updates`. source: use only this one (a URL, or "kubo")."""
-        return self._pins.start(ref, self._stored, name=name, announce=announce, source=source)
+        return self._pins.start(ref, self.catalogue.meant, name=name, announce=announce, source=source)
 
     def pin_job(self, id_or_root: str) -> PinJob | None:
         return self._pins.jobs.find(id_or_root)
@@ -333,8 +245,3 @@ class Node:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _is_of_hub(provenance: Provenance, repo: str, revision: str) -> bool:
-    """Without a revision any commit that is here: what main is now only the Hub knows, and only `pin` asks it."""
-    return provenance.hub_repo == repo and revision in (DEFAULT_REVISION, provenance.hub_commit)

@@ -31,7 +31,7 @@ from ipfs_accelerate_node.api.wire import (
 from ipfs_accelerate_node.content.cid import shown
 from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput, NotFound
 from ipfs_accelerate_node.inference import Embeddings, LoadedModel
-from ipfs_accelerate_node.node import ServedModel
+from ipfs_accelerate_node.inference.catalogue import ServedModel
 
 MAX_INPUTS = 2048  # OpenAI's own limit
 MAX_TOKEN_ID = 2**31 - 1
@@ -56,14 +56,14 @@ async def embeddings(request: web.Request) -> web.Response:
 
 
 async def list_models(request: web.Request) -> web.Response:
-    served = await asyncio.to_thread(node(request).served)
+    served = await asyncio.to_thread(node(request).catalogue.served)
     return json_reply({"object": "list", "data": [_model(model) for model in served]})
 
 
 async def show_model(request: web.Request) -> web.Response:
     """By any of its names, or its root in any spelling."""
     wanted = request.match_info["id"]
-    served = await asyncio.to_thread(node(request).served)
+    served = await asyncio.to_thread(node(request).catalogue.served)
     found = next((m for m in served if wanted in (m.id, m.root, *m.names)), None)
     if found is None:
         root = str((await asyncio.to_thread(node(request).find, wanted)).root)

@@ -28,7 +28,7 @@ async def list_models(request: web.Request) -> web.Response:
 
 
 async def show_model(request: web.Request) -> web.Response:
-    return json_reply(await asyncio.to_thread(node(request).model_info, request.match_info["ref"]))
+    return json_reply(await asyncio.to_thread(node(request).catalogue.info, request.match_info["ref"]))
 
 
 async def remove_model(request: web.Request) -> web.Response:
