@@ -25,6 +25,7 @@ from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.fetch.walking import Walking
 from ipfs_accelerate_node.sources.source import Source
 from ipfs_accelerate_node.store import Provenance, Reservation, Store
+from ipfs_accelerate_node.store.underway import Arriving
 
 SYNC_BYTES = 64 << 20  # written and not yet durable, at most about so many; also what a source keeps for us meanwhile
 UNBOUNDED_BYTES = 2**63 - 1
@@ -56,6 +57,7 @@ class Run:
         self._brought: dict[Cid, Source] = {}  # blocks from a source that are not durable yet
         self._fatal: NodeError | None = None
         self._claims: list[Reservation] = []
+        self._arriving: Arriving | None = None
 
     async def fetch(self, into: Into) -> Fetched:
         """The model, committed.
@@ -66,7 +68,7 @@ class Run:
         began = time.perf_counter()
         try:
             await in_thread(self._claim)
-            plan, nodes = await self._bring()
+            plan, nodes = await self._bring(into)
             self._change("committing")
             shares = self._schedule.shares
             provenance = Provenance("cid", into.reference, datetime.now(UTC).isoformat(timespec="seconds"), shares)
@@ -98,11 +100,13 @@ class Run:
         self._claims.append(self._store.reserve(0))
 
     def _end(self) -> None:
+        if self._arriving is not None:
+            self._store.underway.withdraw(self._arriving)
         self._landing.close()
         for claim in self._claims:
             claim.release()
 
-    async def _bring(self) -> tuple[ModelPlan, tuple[tuple[Cid, bytes], ...]]:
+    async def _bring(self, into: Into) -> tuple[ModelPlan, tuple[tuple[Cid, bytes], ...]]:
         """Every file a blob, every node block known."""
         walk = DagWalk(self._root, max_bytes=self._store.quota_bytes or UNBOUNDED_BYTES)
         walking = Walking(self._store, self._landing, walk, self._came)
@@ -111,6 +115,7 @@ class Run:
         await self._complete(walking)
         plan = walk.plan()
         self._total = plan.size_bytes
+        self._arriving = self._store.underway.announce(plan, walking.nodes.items(), public=into.public)
         leaves = Leaves(self._landing, self._came)
         here, before = await leaves.open(plan)
         self._done = here

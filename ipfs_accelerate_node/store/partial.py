@@ -76,6 +76,17 @@ class PartialFile:
         with self._lock:
             return self._written.covers(offset, offset + length)
 
+    def covered(self, leaves: Iterable[Leaf]) -> list[bool]:
+        """Of each leaf whether it is there and verified, all at one moment."""
+        with self._lock:
+            return [self._written.covers(leaf.offset, leaf.offset + leaf.length) for leaf in leaves]
+
+    def lend(self, offset: int, length: int) -> int | None:
+        """A further descriptor, for the caller to close, if all of these bytes are there and verified: they stay
+        readable under it when the file becomes a blob or is closed. None if not, or if it is closed already."""
+        with self._lock, disk.storing(f"cannot read {self.cid}"):
+            return os.dup(self._fd) if self._open and self.covers(offset, length) else None
+
     def missing(self, leaves: Iterable[Leaf]) -> list[Leaf]:
         """Those of the leaves still to be brought, in the order given.
 

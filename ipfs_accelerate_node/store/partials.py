@@ -70,6 +70,11 @@ class Partials:
             self._open[cid] = part
             return part
 
+    def opened(self, cid: Cid) -> PartialFile | None:
+        """The partial file of that CID if someone brings it now."""
+        with self._lock:
+            return self._open.get(cid.canonical)
+
     def block(self, cid: Cid) -> bytes | None:
         with self._lock:
             parts = list(self._open.values())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.plan import ModelPlan
+from ipfs_accelerate_node.content.plan import FilePlan, ModelPlan
 from ipfs_accelerate_node.errors import BadRequest, NodeError, NotFound
 from ipfs_accelerate_node.store import reading
 from ipfs_accelerate_node.store.eviction import Eviction
@@ -32,6 +32,7 @@ from ipfs_accelerate_node.store.types import (
     StoredModel,
     VerifyReport,
 )
+from ipfs_accelerate_node.store.underway import Underway
 
 MAX_NAME_LETTERS = 200
 
@@ -55,6 +56,7 @@ class Store:
         self._models = Models(layout, index, self._lock, fail)
         self.blobs = self._models.blobs
         self._partials = Partials(layout, self.blobs, self._ledger, fail, self._models.quarantine)
+        self.underway = Underway(index, self._models, self._partials)
         eviction = Eviction(index, self._models, self._partials)
         self._eviction = eviction
         self._ledger.evictable, self._ledger.evict = eviction.evictable_bytes, eviction.evict
@@ -159,8 +161,13 @@ class Store:
             return self._eviction.collect()
 
     def plan(self, root: Cid) -> ModelPlan | None:
-        """Every file and leaf of a stored model; reads its whole plan."""
+        """Every file and leaf of a stored model, also files that an incomplete one lacks; reads its whole plan."""
         return self._models.read_plan(root).plan if self._models.shelf.model(root) is not None else None
+
+    def absent(self, root: Cid) -> tuple[FilePlan, ...]:
+        """The files that an incomplete model lacks. Raises NotFound if the model itself is not here."""
+        model = self._models.get(root)
+        return () if model.complete else tuple(self._models.read_plan(root).absent)
 
     def nodes(self, root: Cid) -> list[tuple[Cid, bytes]]:
         """Node blocks of a stored model. Raises NotFound."""
@@ -176,11 +183,14 @@ class Store:
         public: bool = True,
         announce: bool = False,
         provenance: Provenance,
+        paths: Collection[str] | None = None,
     ) -> StoredModel:
         """Makes a model of files that are blobs already; durable before it returns.
 
-        One that is here keeps its provenance and gains name, pin and visibility. Raises NotFound if a file or the
-        root's own block is missing, IntegrityError, UnsafeContent, Conflict if the name means another root.
+        paths: only the files there need to be blobs, and belong to the model; it is then incomplete, until later
+        commits have added the others. One that is here keeps its provenance and files, and gains name, pin, visibility
+        and these files. Raises NotFound if a file or the root's own block is missing or a path is not the plan's,
+        IntegrityError, UnsafeContent, Conflict if the name means another root.
         """
         if name is not None:
             _check_model_name(name)
@@ -188,9 +198,9 @@ class Store:
         names = () if name is None else (name,)
         label = Label(plan.root, names, pinned, public, provenance, announce=announce)
         with self._lock:
-            self.blobs.touch(file.cid for file in plan.files)
+            self.blobs.touch(file.cid for file in plan.files if paths is None or file.path in paths)
             with self._ledger.reserve(sum(len(block) for _, block in nodes)):
-                return self._models.commit(plan, nodes, label)
+                return self._models.commit(plan, nodes, label, paths)
 
     def verify(self, root: Cid | None = None, progress: Callable[[int], None] | None = None) -> VerifyReport:
         """Hashes every byte of one model, or of all and of files outside any; quarantines and names what is corrupt.

@@ -1,0 +1,183 @@
+"""Roots that are being fetched: what of them is here already, for nodes that want it too.
+
+A fetch announces its plan when it knows it and withdraws it at its end, whatever that is; by then a committed model
+answers instead. Only verified bytes count: leaves in the open partial files, and files that are blobs. Access is
+decided by root, as for stored models: strangers see what a public fetch brings, never what an upgrade of a private
+model does; and a leaf that only some other file holds is not part of the root before it was brought for it.
+
+Everything blocks for its I/O only, and may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.plan import FilePlan, Leaf, ModelPlan
+from ipfs_accelerate_node.store.index import Index
+from ipfs_accelerate_node.store.models import Models
+from ipfs_accelerate_node.store.partials import Partials
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFile:
+    """bitmap: leaf i of the file is bit ``i % 8`` (least significant first) of byte ``i // 8``."""
+
+    path: str
+    cid: Cid
+    leaves: int
+    bitmap: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """What is here of a root. complete: every leaf, in a stored model."""
+
+    root: Cid
+    complete: bool
+    files: tuple[HeldFile, ...]
+
+
+@dataclass(eq=False, slots=True)
+class Arriving:
+    """One fetch whose plan is known. Keys are canonical."""
+
+    plan: ModelPlan
+    nodes: Mapping[Cid, bytes]
+    public: bool
+    files: Mapping[Cid, FilePlan]
+    _places: dict[Cid, list[tuple[FilePlan, Leaf]]] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, plan: ModelPlan, nodes: Iterable[tuple[Cid, bytes]], public: bool) -> Arriving:
+        return cls(
+            plan,
+            {cid.canonical: block for cid, block in nodes},
+            public,
+            {file.cid.canonical: file for file in plan.files},
+        )
+
+    def places(self, leaf: Cid) -> list[tuple[FilePlan, Leaf]]:
+        """Where in its files a leaf belongs. The map is made when someone first asks for a leaf by itself."""
+        if (places := self._places) is None:
+            places = {}
+            for file in self.files.values():
+                for item in file.leaves:
+                    places.setdefault(item.cid.canonical, []).append((file, item))
+            self._places = places
+        return places.get(leaf, [])
+
+    def names(self, cid: Cid) -> bool:
+        return cid in self.nodes or cid in self.files or bool(self.places(cid))
+
+
+class Underway:
+    """Owns the announcements; `Store` owns this."""
+
+    def __init__(self, index: Index, models: Models, partials: Partials) -> None:
+        self._index = index
+        self._models = models
+        self._partials = partials
+        self._lock = threading.Lock()
+        self._arriving: list[Arriving] = []
+
+    def announce(self, plan: ModelPlan, nodes: Iterable[tuple[Cid, bytes]], *, public: bool) -> Arriving:
+        """From now on others see what is here of the plan's root. Ends with `withdraw` of what this returns."""
+        arriving = Arriving.of(plan, nodes, public)
+        with self._lock:
+            self._arriving.append(arriving)
+        return arriving
+
+    def withdraw(self, arriving: Arriving) -> None:
+        """May be called again."""
+        with self._lock:
+            self._arriving = [other for other in self._arriving if other is not arriving]
+
+    def names(self, cid: Cid, *, public_only: bool) -> bool:
+        """Whether a fetch that this caller may see has this root, directory, file or leaf in its plan."""
+        cid = cid.canonical
+        return any(arriving.names(cid) for arriving in self._seen(public_only))
+
+    def file(self, cid: Cid, *, public_only: bool) -> FilePlan | None:
+        """The plan of a file that is being brought, complete or not."""
+        cid = cid.canonical
+        return next((a.files[cid] for a in self._seen(public_only) if cid in a.files), None)
+
+    def block(self, cid: Cid, *, public_only: bool) -> bytes | None:
+        """A node block, or a leaf that was brought, hashed before it is returned; None if it is not here."""
+        cid = cid.canonical
+        for arriving in self._seen(public_only):
+            block = arriving.nodes.get(cid)
+            if block is not None and cid.matches(block):
+                return block
+            for file, leaf in arriving.places(cid):
+                if (block := self._leaf(file, leaf)) is not None:
+                    return block
+        return None
+
+    def lend(self, file: FilePlan, start: int, stop: int) -> int | None:
+        """A descriptor from which these bytes of the file can be read, also after it became a blob; the caller closes
+        it. None unless all of them are in its partial file and verified."""
+        part = self._partials.opened(file.cid)
+        return None if part is None else part.lend(start, stop - start)
+
+    def have(self, root: Cid, *, public_only: bool) -> Have | None:
+        """What is here of a stored model, or of one that is being fetched; None if there is neither for this caller."""
+        coming = (a.plan for a in self._seen(public_only) if a.plan.root.canonical == root.canonical)
+        plan = next(coming, None)  # asked first: a fetch is withdrawn only after its model was committed
+        model = self._models.shelf.model(root)
+        if model is not None and public_only and not model.public:
+            return None
+        if plan is None and model is not None:
+            plan = self._models.read_plan(model.root).plan
+        if plan is None:
+            return None
+        files = tuple(self._held(file) for file in plan.files)
+        whole = model is not None and all(_is_full(file) for file in files)
+        return Have(root.canonical, whole, files)
+
+    # private
+
+    def _seen(self, public_only: bool) -> Iterator[Arriving]:
+        with self._lock:
+            arriving = self._arriving
+        for item in arriving:
+            if not public_only or (item.public and not self._is_private(item.plan.root)):
+                yield item
+
+    def _is_private(self, root: Cid) -> bool:
+        model = self._models.shelf.model(root)
+        return model is not None and not model.public
+
+    def _leaf(self, file: FilePlan, leaf: Leaf) -> bytes | None:
+        part = self._partials.opened(file.cid)
+        if part is not None and (block := part.block(leaf.cid)) is not None:
+            return block
+        return self._models.blobs.leaf(leaf.cid) if self._index.file(file.cid) is not None else None
+
+    def _held(self, file: FilePlan) -> HeldFile:
+        count = len(file.leaves)
+        part = self._partials.opened(file.cid)
+        bits = 0
+        if part is not None:
+            here = part.covered(file.leaves)
+            bits = int.from_bytes(_packed(here), "little")
+        if self._index.file(file.cid) is not None:  # asked last: a part that was committed meanwhile is a blob now
+            bits = (1 << count) - 1
+        return HeldFile(file.path, file.cid, count, bits.to_bytes((count + 7) // 8, "little"))
+
+
+def _packed(bits: Iterable[bool]) -> bytes:
+    """Bit i of the sequence is bit ``i % 8`` of byte ``i // 8``."""
+    packed = bytearray()
+    for number, bit in enumerate(bits):
+        if number % 8 == 0:
+            packed.append(0)
+        packed[-1] |= bit << (number % 8)
+    return bytes(packed)
+
+
+def _is_full(file: HeldFile) -> bool:
+    return int.from_bytes(file.bitmap, "little") == (1 << file.leaves) - 1
