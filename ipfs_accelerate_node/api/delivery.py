@@ -15,29 +15,49 @@ from aiohttp import web
 
 from ipfs_accelerate_node.api.ranges import Span
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.plan import Leaf
+from ipfs_accelerate_node.content.plan import FilePlan, Leaf
 from ipfs_accelerate_node.content.walk import DagWalk
 from ipfs_accelerate_node.errors import NotFound
-from ipfs_accelerate_node.store import Store
+from ipfs_accelerate_node.store import Store, StoredFile
 from ipfs_accelerate_node.store.disk import READ_FLAGS, storing
 
 
-async def send_file(request: web.Request, reply: web.StreamResponse, path: Path, span: Span) -> None:
-    """The prepared head, then those bytes straight from the page cache. Raises StorageError before the first byte,
-    ConnectionError after."""
-    file = _open(path)  # on the loop: a thread's descriptor would be lost if the caller left meanwhile
+async def opened(store: Store, file: StoredFile | FilePlan, span: Span) -> io.BufferedReader | None:
+    """The file, for the caller to close; one that is being fetched only if those bytes are all there and verified."""
+    if isinstance(file, StoredFile):
+        return _open(file.path)  # on the loop: a thread's descriptor would be lost if the caller left meanwhile
+    fd = await _lent(store, file, span)
+    if fd is not None:
+        return io.BufferedReader(io.FileIO(fd, closefd=True))
+    stored = await asyncio.to_thread(store.file, file.cid)  # perhaps it has just been finished
+    return None if stored is None else _open(stored.path)
+
+
+async def _lent(store: Store, file: FilePlan, span: Span) -> int | None:
+    lending = asyncio.ensure_future(asyncio.to_thread(store.underway.lend, file, span.start, span.stop))
     try:
-        reply.content_length = span.length
-        await reply.prepare(request)
-        if request.method == "HEAD" or not span.length:
-            return
-        if request.transport is None:
-            raise ConnectionResetError("the client is gone")
-        sent = await asyncio.get_running_loop().sendfile(request.transport, file, span.start, span.length)
-        if sent != span.length:
-            raise ConnectionAbortedError(f"{path.name} is shorter than the index says")
-    finally:
-        file.close()
+        return await asyncio.shield(lending)
+    except asyncio.CancelledError:
+        lending.add_done_callback(_give_back)
+        raise
+
+
+def _give_back(lending: asyncio.Future[int | None]) -> None:
+    if not lending.cancelled() and lending.exception() is None and (fd := lending.result()) is not None:
+        os.close(fd)
+
+
+async def send_file(request: web.Request, reply: web.StreamResponse, file: io.BufferedReader, span: Span) -> None:
+    """The prepared head, then those bytes straight from the page cache. Raises ConnectionError after the first byte."""
+    reply.content_length = span.length
+    await reply.prepare(request)
+    if request.method == "HEAD" or not span.length:
+        return
+    if request.transport is None:
+        raise ConnectionResetError("the client is gone")
+    sent = await asyncio.get_running_loop().sendfile(request.transport, file, span.start, span.length)
+    if sent != span.length:
+        raise ConnectionAbortedError("a stored file is shorter than the index says")
 
 
 class LeafMaps:
@@ -66,6 +86,8 @@ class LeafMaps:
             for planned in plan.files:
                 if planned.cid.canonical == file:
                     return planned.leaves
+        if (coming := self.store.underway.file(file, public_only=False)) is not None:
+            return coming.leaves
         walk = DagWalk(file)
         while wanted := walk.wanted(1):
             block = self.store.block(wanted[0])
@@ -96,7 +118,7 @@ async def send_checked(
 
 
 def _checked(store: Store, leaf: Leaf, span: Span) -> bytes:
-    block = leaf.cid.inline or store.block(leaf.cid)
+    block = leaf.cid.inline or store.block(leaf.cid) or store.partial_block(leaf.cid)
     if block is None:
         raise NotFound(f"{leaf.cid} is not here any more, or was found corrupt", code="corrupt", cid=str(leaf.cid))
     start = len(leaf.prefix) + max(span.start - leaf.offset, 0)

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.context import CONFIG, LEAF_MAPS, node
-from ipfs_accelerate_node.api.delivery import send_checked, send_file
+from ipfs_accelerate_node.api.delivery import opened, send_checked, send_file
 from ipfs_accelerate_node.api.paths import ContentPath, content_path
 from ipfs_accelerate_node.api.pipeline import CALLER, GATE, Route
 from ipfs_accelerate_node.api.ranges import matches, requested
@@ -24,6 +24,7 @@ from ipfs_accelerate_node.api.wire import json_bytes
 from ipfs_accelerate_node.content import unixfs
 from ipfs_accelerate_node.content.car import car_block, car_header
 from ipfs_accelerate_node.content.cid import DAG_PB, Cid, shown
+from ipfs_accelerate_node.content.plan import FilePlan
 from ipfs_accelerate_node.errors import BadContent, BadRequest, NotFound
 from ipfs_accelerate_node.store import Store, StoredFile
 from ipfs_accelerate_node.store.reading import Scope
@@ -96,7 +97,7 @@ def _form(request: web.Request) -> str | None:
 def _resolve(store: Store, path: ContentPath, public_only: bool) -> Target:
     """Raises NotFound, also where a component on the way is no directory."""
     at = path.root.canonical
-    if store.block(at, public_only=public_only) is None:
+    if not store.underway.names(at, public_only=public_only) and store.block(at, public_only=public_only) is None:
         raise NotFound(f"{at} is not in the store", cid=str(at))
     parents: list[Cid] = []
     try:
@@ -113,10 +114,23 @@ async def _serve_raw(request: web.Request, store: Store, target: Target) -> web.
     headers = _headers(target, etag, RAW_TYPE, f"{target.cid}.bin")
     if matches(request.headers.get("If-None-Match"), etag):
         return web.Response(status=304, headers=headers)
-    block = await asyncio.to_thread(store.block, target.cid, public_only=target.public_only)
+    return web.Response(body=await asyncio.to_thread(_block, store, target), headers=headers)
+
+
+def _block(store: Store, target: Target) -> bytes:
+    """Hashed just now. Raises NotFound."""
+    block = store.underway.block(target.cid, public_only=target.public_only)
+    if block is None:  # asked last: by the time a fetch is no longer under way, its model is stored
+        block = store.block(target.cid, public_only=target.public_only)
     if block is None:
-        raise NotFound(f"block {target.cid} is not in the store", cid=str(target.cid))
-    return web.Response(body=block, headers=headers)
+        raise _not_here(store, target)
+    return block
+
+
+def _not_here(store: Store, target: Target) -> NotFound:
+    if store.underway.names(target.cid, public_only=target.public_only):
+        return NotFound(f"{target.cid} is still being fetched", code="not_here_yet", cid=str(target.cid))
+    return NotFound(f"{target.cid} is not in the store", cid=str(target.cid))
 
 
 async def _serve_car(request: web.Request, store: Store, target: Target) -> web.StreamResponse:
@@ -129,6 +143,8 @@ async def _serve_car(request: web.Request, store: Store, target: Target) -> web.
     headers = _headers(target, etag, f"{CAR_TYPE}; version=1; order=dfs; dups=n", f"{target.cid}.car")
     if matches(request.headers.get("If-None-Match"), etag):
         return web.Response(status=304, headers=headers)
+    if await asyncio.to_thread(store.block, target.cid, public_only=target.public_only) is None:
+        raise await asyncio.to_thread(_not_here, store, target)  # in parts; a CAR would be cut at the first it lacks
     reply = web.StreamResponse(headers=headers)
     blocks = _car(store, target, scope)
     piece = await asyncio.to_thread(_batch, blocks)
@@ -165,17 +181,23 @@ def _batch(pieces: Iterator[bytes]) -> bytes:
 
 
 async def _serve_entity(request: web.Request, store: Store, target: Target) -> web.StreamResponse:
-    file = await asyncio.to_thread(store.file, target.cid, public_only=target.public_only)
-    if file is not None:
+    if (file := await asyncio.to_thread(_file, store, target)) is not None:
         return await _serve_file(request, store, target, file)
-    block = await asyncio.to_thread(store.block, target.cid, public_only=target.public_only)
-    if block is None:
-        raise NotFound(f"{target.cid} is not in the store", cid=str(target.cid))
+    block = await asyncio.to_thread(_block, store, target)
     if target.cid.codec == DAG_PB and (listing := await asyncio.to_thread(_listing, store, target)) is not None:
         return _entity(request, target, listing, "application/json", ".json")
     if target.cid.codec == DAG_PB:
         raise NotFound(f"{target.cid} is a part of a file; ask for it with ?format=raw", code="not_an_entity")
     return _entity(request, target, block, "application/octet-stream", "")
+
+
+def _file(store: Store, target: Target) -> StoredFile | FilePlan | None:
+    """A stored file, or the plan of one that is being fetched; None for what is no file, or not here."""
+    if (stored := store.file(target.cid, public_only=target.public_only)) is not None:
+        return stored
+    if (coming := store.underway.file(target.cid, public_only=target.public_only)) is None:
+        return store.file(target.cid, public_only=target.public_only)  # stored between the two questions
+    return store.file(target.cid) or coming
 
 
 def _entity(request: web.Request, target: Target, body: bytes, kind: str, suffix: str) -> web.Response:
@@ -196,7 +218,9 @@ def _listing(store: Store, target: Target) -> bytes | None:
     return json_bytes({"cid": target.cid, "path": str(target.path), "entries": entries})
 
 
-async def _serve_file(request: web.Request, store: Store, target: Target, file: StoredFile) -> web.StreamResponse:
+async def _serve_file(
+    request: web.Request, store: Store, target: Target, file: StoredFile | FilePlan
+) -> web.StreamResponse:
     etag = f'"{target.cid}"'
     name = _name_of(target)
     headers = _headers(target, etag, _content_type(name), name)
@@ -205,16 +229,20 @@ async def _serve_file(request: web.Request, store: Store, target: Target, file: 
         return web.Response(status=304, headers=headers)
     if_range = request.headers.get("If-Range")
     span = requested(request.headers.get("Range") if if_range in (None, etag) else None, file.size)
-    if span is None:
+    if span is None and isinstance(file, StoredFile):
         return web.Response(status=416, headers={**headers, "Content-Range": f"bytes */{file.size}"})
+    source = None if span is None else await opened(store, file, span)
+    if span is None or source is None:
+        raise NotFound(f"{target.cid} is still being fetched", code="not_here_yet", cid=str(target.cid))
     if span.partial:
         headers["Content-Range"] = span.content_range
     reply = web.StreamResponse(status=206 if span.partial else 200, headers=headers)
-    if request.app[CONFIG].paranoid:
-        leaves = await request.app[LEAF_MAPS].leaves(target.path.root, target.cid)
-        await send_checked(request, reply, store, leaves, span)
-    else:
-        await send_file(request, reply, file.path, span)
+    with source:
+        if request.app[CONFIG].paranoid:
+            leaves = await request.app[LEAF_MAPS].leaves(target.path.root, target.cid)
+            await send_checked(request, reply, store, leaves, span)
+        else:
+            await send_file(request, reply, source, span)
     return reply
 
 

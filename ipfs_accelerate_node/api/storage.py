@@ -14,8 +14,8 @@ from ipfs_accelerate_node.api.pipeline import CALLER, GATE, Route
 from ipfs_accelerate_node.api.traffic import finished
 from ipfs_accelerate_node.api.wire import VerifyRequest, json_reply
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.plan import FilePlan
 from ipfs_accelerate_node.errors import NotFound, PayloadTooLarge
+from ipfs_accelerate_node.store.underway import HeldFile
 
 HAVE_LIMIT_BYTES = 1 << 20  # of bitmaps in one answer: 8 million leaves
 
@@ -49,24 +49,21 @@ async def verify(request: web.Request) -> web.Response:
 
 
 async def have(request: web.Request) -> web.Response:
-    """Which leaves of a root are here. bitmap: base64, leaf i is bit ``i % 8`` (least significant first) of byte
-    ``i // 8``. Only whole models are listed; a root that is still being fetched is not found."""
-    store = node(request).store
+    """Which leaves of a root are here, also while it is being fetched. bitmap: base64, leaf i is bit ``i % 8`` (least
+    significant first) of byte ``i // 8``."""
     root = Cid.parse(request.match_info["root"]).canonical
-    model = await asyncio.to_thread(store.model, root)
-    plan = await asyncio.to_thread(store.plan, root)
-    private = model is not None and not model.public
-    if model is None or plan is None or (private and not request.app[GATE].sees_private(request[CALLER])):
+    public_only = not request.app[GATE].sees_private(request[CALLER])
+    found = await asyncio.to_thread(node(request).store.underway.have, root, public_only=public_only)
+    if found is None:
         raise NotFound(f"{root} is not in the store", cid=str(root))
-    if sum(len(file.leaves) for file in plan.files) > 8 * HAVE_LIMIT_BYTES:
+    if sum(len(file.bitmap) for file in found.files) > HAVE_LIMIT_BYTES:
         raise PayloadTooLarge(f"{root} has too many leaves for one answer")
-    return json_reply({"root": root, "complete": True, "files": [_whole(file) for file in plan.files]})
+    return json_reply({"root": found.root, "complete": found.complete, "files": [_spelled(f) for f in found.files]})
 
 
-def _whole(file: FilePlan) -> dict[str, object]:
-    count = len(file.leaves)
-    bits = ((1 << count) - 1).to_bytes((count + 7) // 8, "little")
-    return {"path": file.path, "cid": file.cid, "leaves": count, "bitmap": base64.b64encode(bits).decode()}
+def _spelled(file: HeldFile) -> dict[str, object]:
+    bitmap = base64.b64encode(file.bitmap).decode()
+    return {"path": file.path, "cid": file.cid, "leaves": file.leaves, "bitmap": bitmap}
 
 
 ROUTES = (
