@@ -93,7 +93,9 @@ def test_a_repo_without_a_daemon(tmp_path: Path) -> None:
 def test_the_table_of_calls_grows_with_the_features_only() -> None:
     store, publish = allowed_paths([]), allowed_paths([Feature.PUBLISH])
     assert set(publish) - set(store) == {"/api/v0/key/import", "/api/v0/key/list", "/api/v0/name/publish"}
-    assert set(allowed_paths([Feature.TUNNEL])) - set(store) == {"/api/v0/swarm/connect"}
+    assert set(allowed_paths([Feature.TUNNEL])) - set(store) == {
+        f"/api/v0/{path}" for path in ("swarm/connect", "p2p/listen", "p2p/forward", "p2p/close", "p2p/ls")
+    }
     assert set(allowed_paths(list(Feature))) == {f"/api/v0/{call.path}" for call in CALLS}
     for forbidden in ("config", "repo/gc", "key/export", "key/gen", "shutdown", "p2p", "log", "cat", "get"):
         assert not any(f"/api/v0/{forbidden}".startswith(path) for path in allowed_paths(list(Feature)))

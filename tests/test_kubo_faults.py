@@ -224,6 +224,9 @@ async def _every_method(client: KuboClient, address: str, path: Path) -> None:
     await client.key_import("other", bytes(32))
     await client.name_publish("self", cid)
     await client.block_rm([cid])
+    await client.streams.listen("/x/test", 9)
+    await client.streams.forward("/x/test", client.peer_id)
+    assert [await client.streams.close(mount) for mount in await client.streams.mounts("/x/test")] == [1, 1]
 
 
 def _secret(repo: Path) -> str:

@@ -19,7 +19,7 @@ class Feature(StrEnum):
 
     STORE = "store"  # fetch, seed, announce: always on
     PUBLISH = "publish"  # names: key/import, name/publish
-    TUNNEL = "tunnel"  # dial a peer that was found otherwise
+    TUNNEL = "tunnel"  # meet other nodes: dial them, mount streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,10 @@ KEY_IMPORT = Call("key/import", Feature.PUBLISH)
 KEY_LIST = Call("key/list", Feature.PUBLISH)
 NAME_PUBLISH = Call("name/publish", Feature.PUBLISH)
 SWARM_CONNECT = Call("swarm/connect", Feature.TUNNEL)
+P2P_LISTEN = Call("p2p/listen", Feature.TUNNEL)
+P2P_FORWARD = Call("p2p/forward", Feature.TUNNEL)
+P2P_CLOSE = Call("p2p/close", Feature.TUNNEL)
+P2P_LS = Call("p2p/ls", Feature.TUNNEL)
 
 CALLS: tuple[Call, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Call))
 

@@ -39,7 +39,7 @@ def service_for(config: Config, key_seed: bytes) -> KuboService:
         swarm_key=config.swarm_key,
         bootstrap=config.bootstrap,
         loopback=config.kubo_loopback,
-        features={Feature.PUBLISH},
+        features={Feature.PUBLISH, Feature.TUNNEL} if config.tunnels else {Feature.PUBLISH},
     )
     if auto and mode == "off":
         service.reason = f"not there: {HINT}"

@@ -4,8 +4,7 @@ source's."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Iterable
 from contextlib import aclosing
 from itertools import islice
 from pathlib import Path
@@ -26,7 +25,9 @@ from ipfs_accelerate_node.kubo import calls
 from ipfs_accelerate_node.kubo.calls import Call
 from ipfs_accelerate_node.kubo.control import Control
 from ipfs_accelerate_node.kubo.endpoint import Endpoint
+from ipfs_accelerate_node.kubo.routing import find_providers
 from ipfs_accelerate_node.kubo.rpc import Body, Parameters, Rpc
+from ipfs_accelerate_node.kubo.streams import Streams
 
 T = TypeVar("T")
 
@@ -36,7 +37,6 @@ _CONTROL_TIMEOUT_S = 15.0
 _CIDS_AT_ONCE = 256  # per request: about 20 KB of query
 _JSON_BYTES = 1 << 20
 _REFERENCE = (0, 10, 11, 12)  # filestore/ls: good; its file cannot be read, is gone, was changed
-_PROVIDER = 4  # Type of a routing event that carries providers
 
 ADD_FLOOR_BYTES_S = 4 << 20  # slower than this, an add is given up
 
@@ -55,6 +55,7 @@ class KuboClient:
         self.managed = managed
         self._control = Control(place)
         self._rpc = Rpc(place)
+        self.streams = Streams(self._rpc)
 
     @classmethod
     async def open(cls, place: Endpoint, *, managed: bool, timeout_s: float = _CONTROL_TIMEOUT_S) -> KuboClient:
@@ -270,17 +271,12 @@ class KuboClient:
 
     async def providers(self, cid: Cid, *, limit: int = 20, timeout_s: float) -> list[str]:
         """Peer ids of those who announced it, as found within timeout_s; none found is an empty list."""
-        found: dict[str, None] = {}
-        query = [("arg", str(cid)), ("num-providers", str(limit))]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                async with aclosing(self._rpc.lines(calls.FIND_PROVIDERS, query)) as lines:
-                    async for line in lines:
-                        if line.get("Type") == _PROVIDER:
-                            found |= {str(peer["ID"]): None for peer in line.get("Responses") or ()}
-                        if len(found) >= limit:
-                            break
-        return list(found)[:limit]
+        async with aclosing(self.find_providers(cid, limit=limit, timeout_s=timeout_s)) as found:
+            return [peer_id async for peer_id in found]
+
+    def find_providers(self, cid: Cid, *, limit: int = 20, timeout_s: float) -> AsyncGenerator[str, None]:
+        """The same as they are found, each once; ends after limit or timeout_s. Close it (`aclosing`)."""
+        return find_providers(self._rpc, cid, limit=limit, timeout_s=timeout_s)
 
     async def provide(self, cid: Cid, *, timeout_s: float = 60.0) -> None:
         """Announce it now; the daemon must have the block. Waits until that is done (a Kubo newer than 0.43, which may
