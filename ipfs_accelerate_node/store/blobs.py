@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.plan import FilePlan
+from ipfs_accelerate_node.content.plan import FilePlan, Leaf
 from ipfs_accelerate_node.store import disk
 from ipfs_accelerate_node.store.failpoints import Failpoints
 from ipfs_accelerate_node.store.index import FileRow, Index, LeafRow
@@ -88,6 +88,18 @@ class Blobs:
                 return None
             self._touched_s[row.cid] = time.monotonic()
             return self.stored(row, public=public)
+
+    def of_oid(self, oid: bytes, size: int, *, public_only: bool = False) -> StoredFile | None:
+        with self._lock:
+            for row in self._index.of_oid(oid):
+                if row.size == size and (found := self.file(row.cid, public_only=public_only)) is not None:
+                    return found
+            return None
+
+    def leaves(self, cid: Cid) -> list[Leaf]:
+        with self._lock:
+            row = self._index.file(cid)
+            return [] if row is None else self._index.leaves_of(row.id)
 
     def stored(self, row: FileRow, *, public: bool) -> StoredFile:
         return StoredFile(row.cid, self._layout.blob_path(row.cid), row.size, row.sha256, row.git_sha1, public)

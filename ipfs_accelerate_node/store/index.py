@@ -188,6 +188,12 @@ class Index:
         rows = self.all("SELECT id, cid, size, sha256, git_sha1 FROM files WHERE sha256=?", (sha256,))
         return [_file_row(row) for row in rows]
 
+    def of_oid(self, oid: bytes) -> list[FileRow]:
+        """Files by what Hugging Face calls an oid: sha256 (32 bytes) or git's blob sha1 (20)."""
+        column = "sha256" if len(oid) == 32 else "git_sha1"
+        rows = self.all(f"SELECT id, cid, size, sha256, git_sha1 FROM files WHERE {column}=? ORDER BY id", (oid,))
+        return [_file_row(row) for row in rows]
+
     def is_public(self, file_id: int) -> bool:
         sql = "SELECT 1 FROM members JOIN models ON models.id=model WHERE file=? AND public LIMIT 1"
         return bool(self.one(sql, (file_id,)))
@@ -263,6 +269,7 @@ class Index:
                     raise IndexDamaged(found)
             if version == 0:
                 self._db.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={SCHEMA};COMMIT")
+            self._db.execute("CREATE INDEX IF NOT EXISTS files_by_git_sha1 ON files(git_sha1)")
         except sqlite3.OperationalError as exc:
             if "already exists" in str(exc) or "malformed" in str(exc):
                 raise IndexDamaged(str(exc)) from exc

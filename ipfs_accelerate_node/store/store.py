@@ -282,6 +282,14 @@ class Store:
         """A whole file by its CID. public_only: only if a public model holds it."""
         return self.blobs.file(cid, public_only=public_only)
 
+    def of_oid(self, oid: bytes, size: int, *, public_only: bool = False) -> StoredFile | None:
+        """A whole file by what Hugging Face calls its oid: sha256, or git's blob sha1. public_only: as `file`."""
+        return self.blobs.of_oid(oid, size, public_only=public_only)
+
+    def leaves(self, cid: Cid) -> list[Leaf]:
+        """Of a whole file, in file order; none if it is not here."""
+        return self.blobs.leaves(cid)
+
     def resolve(self, cid: Cid, path: str = "") -> Cid:
         """What path means below cid, through directories. Raises NotFound, BadContent for what is no directory."""
         if not self.has(cid):
