@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 
+from ipfs_accelerate_node.content.cid import Buffer
 from ipfs_accelerate_node.errors import AuthRequired, SourceUnavailable
 from ipfs_accelerate_node.sources.http import Asked, Reply, retry_after_s
 
@@ -51,7 +52,7 @@ def range_header(start: int, stop: int) -> dict[str, str]:
     return {"Range": f"bytes={start}-{stop - 1}"}
 
 
-async def span(reply: Reply, asked: Asked, start: int, stop: int, size: int) -> AsyncGenerator[bytes, None]:
+async def span(reply: Reply, asked: Asked, start: int, stop: int, size: int) -> AsyncGenerator[Buffer, None]:
     """The body of an answer to a range request, as it arrives: exactly stop - start bytes, or an error.
 
     size: of the whole file. Raises SourceUnavailable: no_ranges (the server ignores ranges or will not serve this

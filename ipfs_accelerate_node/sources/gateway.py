@@ -8,7 +8,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator, Sequence
 
-from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.cid import Buffer, Cid
 from ipfs_accelerate_node.content.plan import FilePlan
 from ipfs_accelerate_node.sources import answers
 from ipfs_accelerate_node.sources.guard import Origin
@@ -46,7 +46,7 @@ class GatewaySource:
 
     ranges = False
 
-    async def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+    async def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncGenerator[Buffer, None]:
         """See `Source.read_range`."""
         raise Asked(self.name, file.cid).fault("is only asked for blocks", "no_ranges")
         yield b""

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.cid import Buffer, Cid
 from ipfs_accelerate_node.content.plan import FilePlan
 from ipfs_accelerate_node.errors import NodeError, SourceUnavailable, Unavailable
 from ipfs_accelerate_node.sources.source import MAX_BLOCK_BYTES, Held
@@ -59,7 +59,7 @@ class KuboSource:
             log.warning("kubo.reference_dropped cid=%s reason=%s", cid, exc)
         return await self._client.block_get(cid, timeout_s=self._timeout_s)
 
-    async def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+    async def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncGenerator[Buffer, None]:
         """Raises SourceUnavailable (no_ranges): bitswap carries blocks."""
         raise SourceUnavailable("kubo carries blocks only", source=self.name, cid=file.cid, code="no_ranges")
         yield b""
@@ -116,7 +116,7 @@ class LateKubo:
             ) from self._absent
         return await self._source.read_block(cid)
 
-    async def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+    async def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncGenerator[Buffer, None]:
         """Raises SourceUnavailable (no_ranges): bitswap carries blocks."""
         raise SourceUnavailable("kubo carries blocks only", source=self.name, cid=file.cid, code="no_ranges")
         yield b""

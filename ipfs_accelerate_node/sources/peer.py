@@ -15,7 +15,7 @@ from typing import Annotated
 
 import msgspec
 
-from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.cid import Buffer, Cid
 from ipfs_accelerate_node.content.plan import FilePlan
 from ipfs_accelerate_node.errors import InvalidCid, SourceUnavailable
 from ipfs_accelerate_node.sources import answers
@@ -72,7 +72,7 @@ class PeerSource:
         async with self._session.request("GET", url, asked, {"Accept": answers.RAW_TYPE}) as reply:
             return await answers.block(reply, asked, MAX_BLOCK_BYTES)
 
-    async def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+    async def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncGenerator[Buffer, None]:
         """See `Source.read_range`. not_found: it has not all of these bytes now."""
         if stop <= start:
             return

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.cid import Buffer, Cid
 from ipfs_accelerate_node.content.plan import FilePlan
 
 MAX_BLOCK_BYTES = 2 << 20  # no source's answer is read beyond this for one block
@@ -56,9 +56,11 @@ class Source(Protocol):
         Cancelling it frees its connection.
         """
 
-    def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+    def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncGenerator[Buffer, None]:
         """The file's own bytes from start to stop, in order, in pieces as they arrive, NOT verified; never more than
-        asked for. Close it (`contextlib.aclosing`) to free its connection.
+        asked for. A piece belongs to its receiver: nothing is written into it afterwards. A fast source cuts them at
+        whole MiB from start, so that most of them are one leaf each. Close it (`contextlib.aclosing`) to free
+        its connection.
 
         Raises SourceUnavailable as `read_block` does; code no_ranges: this source cannot, here or at all.
         """
