@@ -4,8 +4,8 @@ Who owns what, under the cache directory:
 
 - ``blobs/<file cid>``: one verified file, 0400, never changed; equal bytes under two file CIDs are one inode.
 - ``models/<root>/``: hard links to blobs, the loadable directory. ``models/<root>.plan``: its DAG (node blocks,
-  leaves, sha256 and git-sha1 of each file). ``models/<root>.json``: names, pin, visibility, provenance; written
-  last, so a model exists if and only if this file does.
+  leaves, and sha256 and git-sha1 of each file that is here). ``models/<root>.json``: names, pin, visibility,
+  provenance; written last, so a model exists if and only if this file does.
 - ``partial/``: files still being fetched, each with the record of what is durable; copies being ingested.
 - ``quarantine/``: what turned out not to be what its name says.
 - ``index.sqlite``: all of the above, searchable. Derived: losing it costs time only.

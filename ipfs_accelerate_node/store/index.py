@@ -21,7 +21,6 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import Leaf
 from ipfs_accelerate_node.errors import StorageError
 
-SCHEMA = 1
 _QUICK_CHECK_BYTES = 16 << 20  # a larger database is checked only after an unclean end
 _TABLES = """
 CREATE TABLE models(
@@ -49,6 +48,11 @@ CREATE TABLE model_nodes(
     PRIMARY KEY(model, node)) WITHOUT ROWID;
 CREATE INDEX model_nodes_of ON model_nodes(node);
 """
+_CHANGES = (  # one for each version after the first; a database of any earlier one is brought forward
+    "ALTER TABLE models ADD COLUMN absent_files INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE models ADD COLUMN absent_bytes INTEGER NOT NULL DEFAULT 0;",
+)
+SCHEMA = 1 + len(_CHANGES)
 
 
 class IndexDamaged(Exception):
@@ -267,8 +271,9 @@ class Index:
                 found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
                 if found != "ok":
                     raise IndexDamaged(found)
-            if version == 0:
-                self._db.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={SCHEMA};COMMIT")
+            if version < SCHEMA:
+                steps = "".join((_TABLES, *_CHANGES)[version:])
+                self._db.executescript(f"BEGIN;{steps}PRAGMA user_version={SCHEMA};COMMIT")
             self._db.execute("CREATE INDEX IF NOT EXISTS files_by_git_sha1 ON files(git_sha1)")
         except sqlite3.OperationalError as exc:
             if "already exists" in str(exc) or "malformed" in str(exc):

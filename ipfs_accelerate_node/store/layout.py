@@ -66,12 +66,13 @@ class Layout:
     def model_path(self, root: Cid) -> Path:
         return self.root / "models" / str(root.canonical)
 
-    def set_aside(self, name: str, dir_fd: int) -> str:
+    def set_aside(self, name: str, dir_fd: int, *, called: str | None = None) -> str:
         """Moves a file or directory into quarantine; returns its name there. Nothing there is ever overwritten."""
-        target, number = name, 0
+        wanted = called or name
+        target, number = wanted, 0
         while disk.stat_if_there(target, dir_fd=self.quarantine) is not None:
             number += 1
-            target = f"{name}.{number}"
+            target = f"{wanted}.{number}"
         os.rename(name, target, src_dir_fd=dir_fd, dst_dir_fd=self.quarantine)
         os.fsync(self.quarantine)
         return target

@@ -1,7 +1,10 @@
 """Model directories: committed as a whole, changed only in their label, removed as a whole.
 
 Order of a commit: links in a hidden directory, plan, rename, label, rows. Of a removal: label, rows, links, blobs. So
-wherever it stops, a label means a complete model, and everything without one is cleared at the next start.
+wherever it stops, a label means a whole model, and everything without one is cleared at the next start.
+
+A model may be incomplete: its plan names every file, and gives the hashes of those that are here. When further files
+come, the order is plan, links, label, rows; the next start links what a crash left unlinked.
 """
 
 from __future__ import annotations
@@ -12,10 +15,10 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from ipfs_accelerate_node.content.cid import RAW, Cid
+from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.names import check_name
 from ipfs_accelerate_node.content.plan import ModelPlan
 from ipfs_accelerate_node.errors import Conflict, NotFound, StorageError
@@ -24,6 +27,7 @@ from ipfs_accelerate_node.store.blobs import Blobs
 from ipfs_accelerate_node.store.failpoints import Failpoints
 from ipfs_accelerate_node.store.index import FileRow, Index
 from ipfs_accelerate_node.store.layout import Layout
+from ipfs_accelerate_node.store.members import Directories, files_here, member_path, root_is_known, wanted_files
 from ipfs_accelerate_node.store.shelf import Shelf
 from ipfs_accelerate_node.store.sidecar import Hashes, Label
 from ipfs_accelerate_node.store.types import CorruptFile, StoredModel
@@ -50,14 +54,22 @@ class Models:
         self._failpoints = failpoints
         self._in_use: Counter[Cid] = Counter()
         self.shelf = Shelf(index, layout)
+        self.directories = Directories(layout)
         self.blobs = Blobs(layout, index, lock, failpoints, self.quarantine)
         self.on_departure: Departure = lambda plan, nodes: None
 
-    def commit(self, plan: ModelPlan, nodes: Iterable[tuple[Cid, bytes]], label: Label) -> StoredModel:
-        """The model, complete and durable; one that is here already only gains label's names, pin and visibility.
+    def commit(
+        self,
+        plan: ModelPlan,
+        nodes: Iterable[tuple[Cid, bytes]],
+        label: Label,
+        paths: Collection[str] | None = None,
+    ) -> StoredModel:
+        """The model, durable, with the files at those paths (None: all); one that is here already gains label's names,
+        pin and visibility, and the files that it lacked.
 
-        Raises NotFound if a file is not a blob, IntegrityError for a wrong node block, UnsafeContent, StorageError,
-        Conflict if a name means another root.
+        Raises NotFound if such a file is not a blob, IntegrityError for a wrong node block, UnsafeContent,
+        StorageError, Conflict if a name means another root.
         """
         nodes = list(nodes)
         for cid, block in nodes:
@@ -66,17 +78,19 @@ class Models:
             self._layout.check()
             for name in label.names:
                 self._check_name_free(name, plan.root)
-            label = self._with_damaged(label)
+            here = wanted_files(plan, paths)
+            label, returns = self._with_damaged(label)
+            if returns:  # what the quarantine left of it
+                here |= {file.cid.canonical for file in plan.files if self._index.file(file.cid) is not None}
             if (found := self.shelf.model(plan.root)) is not None:
-                return self._widen(found, label)
-            members = self._members(plan)
+                return self._widen(found, label, here)
+            files = self._rows_of(plan, here)
             if not root_is_known(plan, nodes):
                 raise NotFound(f"the block of {plan.root} itself is missing", code="missing_block")
             label = replace(label, root=plan.root.canonical, last_used=self._index.tick())
-            self._write(plan, members, nodes, label)
-            ids = {path: row.id for path, row in members.items()}
+            self._write(plan, files, nodes, label)
             self._failpoints.hit("commit.before_row")
-            self.shelf.put(label, size_bytes=plan.size_bytes, members=ids, nodes=nodes)
+            self.shelf.put(label, plan, {cid: row.id for cid, row in files.items()}, nodes)
             disk.unlink_if_there(f"{label.root}.json", dir_fd=self._layout.quarantine)
         return self.get(plan.root)
 
@@ -227,36 +241,25 @@ class Models:
         except sidecar.BadSidecar as exc:
             raise StorageError(f"the plan of {root} is corrupt: {exc}") from exc
 
-    def link_members(self, directory: str, plan: ModelPlan) -> None:
-        """Fills a new directory under ``models/`` with hard links to the plan's blobs, and syncs it."""
-        os.mkdir(directory, 0o700, dir_fd=self._layout.models)
-        for name in plan.directories:
-            os.mkdir(f"{directory}/{name}", 0o700, dir_fd=self._layout.models)
-        for file in plan.files:
-            target = f"{directory}/{member_path(plan, file.path)}"
-            source = str(file.cid.canonical)
-            fds = {"src_dir_fd": self._layout.blobs, "dst_dir_fd": self._layout.models}
-            os.link(source, target, follow_symlinks=False, **fds)
-        for name in ("", *plan.directories):
-            fd = disk.open_directory(f"{directory}/{name}" if name else directory, dir_fd=self._layout.models)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+    def mend(self, root: Cid) -> list[tuple[Cid, str]]:
+        """Links again whatever of a model's directory is not its blob. Returns file and ``<root>/<path>`` of each."""
+        with self._lock, disk.storing(f"cannot put {root} right"):
+            if self.shelf.model(root) is None:
+                return []
+            record = self.read_plan(root)
+            mended = self.directories.mend(str(root.canonical), record.plan, record.here)
+        return [(file.cid, f"{root.canonical}/{member_path(record.plan, file.path)}") for file in mended]
 
     # private
 
-    def _write(
-        self, plan: ModelPlan, members: dict[str, FileRow], nodes: list[tuple[Cid, bytes]], label: Label
-    ) -> None:
-        hashes = {row.cid: Hashes(row.sha256, row.git_sha1) for row in members.values()}
+    def _write(self, plan: ModelPlan, files: dict[Cid, FileRow], nodes: list[tuple[Cid, bytes]], label: Label) -> None:
         new, name = f"{NEW_PREFIX}{label.root}", str(label.root)
         self._clear(label.root)
         self._failpoints.hit("commit.before_links")
         try:
-            self.link_members(new, plan)
+            self.directories.fill(new, plan, files_here(plan, files))
             self._failpoints.hit("commit.before_plan")
-            disk.write_file(f"{name}.plan", sidecar.encode_plan(plan, hashes, nodes), dir_fd=self._layout.models)
+            self._write_plan(plan, files, nodes)
             self._failpoints.hit("commit.before_rename")
             os.rename(new, name, src_dir_fd=self._layout.models, dst_dir_fd=self._layout.models)
             os.fsync(self._layout.models)
@@ -266,40 +269,69 @@ class Models:
             self._clear(label.root)
             raise
 
-    def _members(self, plan: ModelPlan) -> dict[str, FileRow]:
-        members: dict[str, FileRow] = {}
+    def _write_plan(self, plan: ModelPlan, files: dict[Cid, FileRow], nodes: list[tuple[Cid, bytes]]) -> None:
+        hashes = {cid: Hashes(row.sha256, row.git_sha1) for cid, row in files.items()}
+        name = f"{plan.root.canonical}.plan"
+        disk.write_file(name, sidecar.encode_plan(plan, hashes, nodes), dir_fd=self._layout.models)
+
+    def _rows_of(self, plan: ModelPlan, here: Collection[Cid]) -> dict[Cid, FileRow]:
+        """The rows of the files that are to be here. Every name of the plan is checked, also of those that are not."""
+        rows: dict[Cid, FileRow] = {}
         for file in plan.files:
-            path = member_path(plan, file.path)
-            for part in path.split("/"):
+            for part in member_path(plan, file.path).split("/"):
                 check_name(part)
-            row = self._index.file(file.cid)
+            cid = file.cid.canonical
+            if cid not in here or cid in rows:
+                continue
+            row = self._index.file(cid)
             if row is None:
                 raise NotFound(f"{file.path or plan.root} ({file.cid}) is not stored yet", cid=str(file.cid))
-            members[file.path] = row
-        return members
+            rows[cid] = row
+        return rows
 
-    def _widen(self, found: StoredModel, label: Label) -> StoredModel:
+    def _widen(self, found: StoredModel, label: Label, here: Collection[Cid]) -> StoredModel:
         names = set(found.names) | set(label.names)
         pinned, public = found.pinned or label.pinned, found.public or label.public
         announce = found.announce or label.announce
         self.shelf.touch(found.root)
+        if not found.complete:
+            self._extend(found, here)
         before = (found.names, found.pinned, found.public, found.announce)
         if (tuple(sorted(names)), pinned, public, announce) == before:
             return self.get(found.root)
         return self.relabel(found.root, names=names, pinned=pinned, public=public, announce=announce)
 
-    def _with_damaged(self, label: Label) -> Label:
+    def _extend(self, found: StoredModel, here: Collection[Cid]) -> None:
+        """An incomplete model gains those of the files that it lacks. Raises NotFound if one is not a blob."""
+        record = self.read_plan(found.root)
+        if not set(here) - record.hashes.keys():
+            return
+        files = self._rows_of(record.plan, record.hashes.keys() | set(here))
+        self._failpoints.hit("extend.before_plan")
+        self._write_plan(record.plan, files, record.nodes)
+        try:
+            self._failpoints.hit("extend.before_links")
+            self.directories.mend(str(found.root), record.plan, files_here(record.plan, files))
+        except OSError:
+            self._write_plan(record.plan, {cid: files[cid] for cid in record.hashes}, record.nodes)
+            raise
+        self._failpoints.hit("extend.before_row")
+        self.shelf.extend(found.root, record.plan, {cid: row.id for cid, row in files.items()})
+
+    def _with_damaged(self, label: Label) -> tuple[Label, bool]:
+        """With what its label in quarantine adds, and whether there is one."""
         old = self.read_label(f"{label.root.canonical}.json", self._layout.quarantine)
         if old is None:
-            return label
+            return label, False
         names = (name for name in old.names if self.shelf.named(name) is None)
-        return replace(
+        widened = replace(
             label,
             names=tuple(sorted({*label.names, *names})),
             pinned=label.pinned or old.pinned,
             public=label.public or old.public,
             announce=label.announce or old.announce,
         )
+        return widened, True
 
     def _check_name_free(self, name: str, root: Cid) -> None:
         other = self.shelf.named(name)
@@ -323,16 +355,3 @@ class Models:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(name, dir_fd=self._layout.models)
         disk.unlink_if_there(f"{root.canonical}.plan", dir_fd=self._layout.models)
-
-
-def member_path(plan: ModelPlan, path: str) -> str:
-    """Where a file lies in its model's directory: a root that is a file is called by its CID."""
-    return path or str(plan.root.canonical)
-
-
-def root_is_known(plan: ModelPlan, nodes: Iterable[tuple[Cid, bytes]]) -> bool:
-    """Whether the root itself can be served: as a node block, or as a file's leaf."""
-    root = plan.root.canonical
-    if root.inline is not None or any(cid.canonical == root for cid, _ in nodes):
-        return True
-    return root.codec == RAW or any(leaf.cid.canonical == root for file in plan.files for leaf in file.leaves)

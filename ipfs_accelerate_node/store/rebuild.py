@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan, ModelPlan
@@ -19,7 +20,8 @@ from ipfs_accelerate_node.errors import NotFound, StorageError
 from ipfs_accelerate_node.store import disk
 from ipfs_accelerate_node.store.index import Index, IndexDamaged
 from ipfs_accelerate_node.store.layout import Layout, canonical_name
-from ipfs_accelerate_node.store.models import Models, member_path
+from ipfs_accelerate_node.store.members import member_path
+from ipfs_accelerate_node.store.models import Models
 from ipfs_accelerate_node.store.partials import Partials
 from ipfs_accelerate_node.store.sidecar import Label
 
@@ -123,14 +125,17 @@ class Reconciliation:
         return sizes
 
     def _agree(self, label: Label, blobs: dict[Cid, int]) -> None:
-        """The model's rows are there and say what its label says; files that lost their blob are linked back."""
+        """The model's rows are there and say what its label says; files that lost their blob are linked back.
+
+        An incomplete model may have got files that its rows do not tell of yet: its plan is read every time.
+        """
         known = self._models.shelf.model(label.root)
-        if known is not None and self._is_whole(label.root, blobs):
+        if known is not None and known.complete and self._is_whole(label.root, blobs):
             if self._models.shelf.label(known) != label:
                 self._models.shelf.relabel(label)
             return
         try:
-            self._adopt(label, blobs)
+            self._adopt(label if known is None else replace(label, last_used=known.last_used), blobs)
         except (StorageError, NotFound) as exc:
             log.warning("store.model_taken_down root=%s reason=%s", label.root, exc)
             self._models.take_down(label.root)
@@ -154,20 +159,22 @@ class Reconciliation:
     def _adopt(self, label: Label, blobs: dict[Cid, int]) -> None:
         """Rows out of the plan. Raises StorageError if the plan is unreadable or a file is gone for good."""
         record = self._models.read_plan(label.root)
-        for file in record.plan.files:
+        for file in record.here:
             self._find_blob(record.plan, file, label.root, blobs)
-        if not self._has_directory(label.root):
-            self._remove_stray(str(label.root))
-            self._models.link_members(str(label.root), record.plan)
+        name, directories = str(label.root), self._models.directories
+        if self._has_directory(label.root):
+            directories.mend(name, record.plan, record.here)
+        else:
+            self._remove_stray(name)
+            directories.fill(name, record.plan, record.here)
         with self._index.transaction():
             self._models.shelf.drop(label.root)
-            members = {}
-            for file in record.plan.files:
+            files = {}
+            for file in record.here:
                 hashes = record.hashes[file.cid.canonical]
                 row = self._index.add_file(file.cid, file.size, hashes.sha256, hashes.git_sha1, file.leaves)
-                members[file.path] = row
-            size = record.plan.size_bytes
-            self._models.shelf.put(label, size_bytes=size, members=members, nodes=record.nodes)
+                files[file.cid.canonical] = row
+            self._models.shelf.put(label, record.plan, files, record.nodes)
 
     def _find_blob(self, plan: ModelPlan, file: FilePlan, root: Cid, blobs: dict[Cid, int]) -> None:
         cid, name = file.cid.canonical, str(file.cid.canonical)

@@ -12,7 +12,7 @@ from ipfs_accelerate_node.errors import StorageError
 from ipfs_accelerate_node.store import disk
 from ipfs_accelerate_node.store.index import FileRow, Index
 from ipfs_accelerate_node.store.layout import Layout
-from ipfs_accelerate_node.store.models import Models, member_path
+from ipfs_accelerate_node.store.models import Models
 from ipfs_accelerate_node.store.types import CorruptFile, VerifyReport
 
 
@@ -106,32 +106,5 @@ class Scrub:
 
     def _check_links(self, root: Cid) -> list[CorruptFile]:
         """Each path of a model is its blob; one that is something else is put right, and reported."""
-        model = self._models.shelf.model(root)
-        if model is None:
-            return []
-        wrong = []
-        plan = self._models.read_plan(root).plan
-        for file in plan.files:
-            path = f"{root}/{member_path(plan, file.path)}"
-            if not self._is_blob(path, file.cid):
-                self._relink(path, file.cid)
-                wrong.append(CorruptFile(file.cid, (path,), (root,), "its link was replaced; put right"))
-        return wrong
-
-    def _is_blob(self, path: str, cid: Cid) -> bool:
-        name = str(cid.canonical)
-        try:
-            there = os.stat(path, dir_fd=self._layout.models, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return os.path.samestat(there, os.stat(name, dir_fd=self._layout.blobs, follow_symlinks=False))
-
-    def _relink(self, path: str, cid: Cid) -> None:
-        with disk.storing(f"cannot put {path} right"):
-            parent = os.path.dirname(path)
-            os.makedirs(self._layout.root / "models" / parent, 0o700, exist_ok=True)
-            if disk.stat_if_there(path, dir_fd=self._layout.models) is not None:
-                flat = f"{cid.canonical!s}.link.tmp"
-                os.rename(path, flat, src_dir_fd=self._layout.models, dst_dir_fd=self._layout.quarantine)
-            fds = {"src_dir_fd": self._layout.blobs, "dst_dir_fd": self._layout.models}
-            os.link(str(cid.canonical), path, follow_symlinks=False, **fds)
+        reason = "its link was replaced; put right"
+        return [CorruptFile(cid, (path,), (root,), reason) for cid, path in self._models.mend(root)]

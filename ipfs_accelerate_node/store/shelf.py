@@ -6,12 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.plan import ModelPlan
 from ipfs_accelerate_node.store.index import Index, key
 from ipfs_accelerate_node.store.layout import Layout
+from ipfs_accelerate_node.store.members import files_here
 from ipfs_accelerate_node.store.sidecar import Label, label_json, parse_provenance
 from ipfs_accelerate_node.store.types import StoredModel
 
-_COLUMNS = "id, root, size_bytes, file_count, pinned, public, announce, provenance, last_used"
+_COLUMNS = (
+    "id, root, size_bytes, file_count, pinned, public, announce, provenance, last_used, absent_files, absent_bytes"
+)
 
 
 class Shelf:
@@ -42,37 +46,35 @@ class Shelf:
         row = self._index.one("SELECT root FROM models JOIN names ON model=models.id WHERE name=?", (name,))
         return Cid.decode(row[0]) if row else None
 
-    def put(
-        self,
-        label: Label,
-        *,
-        size_bytes: int,
-        members: Mapping[str, int],
-        nodes: Iterable[tuple[Cid, bytes]],
-    ) -> None:
-        """A new model. members: path -> row of its file, each of which must be there."""
+    def put(self, label: Label, plan: ModelPlan, files: Mapping[Cid, int], nodes: Iterable[tuple[Cid, bytes]]) -> None:
+        """A new model. files: canonical CID -> row, each of which must be there, of those that are here."""
         with self._index.transaction():
-            values = (
-                key(label.root),
-                size_bytes,
-                len(members),
-                label.pinned,
-                label.public,
-                label.announce,
-                label_json(label.provenance),
-            )
             insert = (
                 "INSERT INTO models(root, size_bytes, file_count, pinned, public, announce, provenance, last_used)"
-                " VALUES(?,?,?,?,?,?,?,?)"
+                " VALUES(?,0,0,?,?,?,?,?)"
             )
-            model = self._index.run(insert, (*values, label.last_used)).lastrowid
-            self._index.many(
-                "INSERT INTO members(model, path, file) VALUES(?,?,?)",
-                ((model, path, file_id) for path, file_id in members.items()),
-            )
+            state = (label.pinned, label.public, label.announce, label_json(label.provenance), label.last_used)
+            model = self._index.run(insert, (key(label.root), *state)).lastrowid
+            self.extend(label.root, plan, files)
             ids = {self._index.add_node(cid, block) for cid, block in nodes}
             self._index.many("INSERT INTO model_nodes(model, node) VALUES(?,?)", ((model, node) for node in ids))
             self._name(label, model)
+
+    def extend(self, root: Cid, plan: ModelPlan, files: Mapping[Cid, int]) -> None:
+        """Which of the plan's files are here from now on; files as in `put`."""
+        here = files_here(plan, files)
+        size = sum(file.size for file in here)
+        absent = (len(plan.files) - len(here), plan.size_bytes - size)
+        with self._index.transaction():
+            model = self._index.one("SELECT id FROM models WHERE root=?", (key(root),))[0]
+            self._index.many(
+                "INSERT OR REPLACE INTO members(model, path, file) VALUES(?,?,?)",
+                ((model, file.path, files[file.cid.canonical]) for file in here),
+            )
+            self._index.run(
+                "UPDATE models SET size_bytes=?, file_count=?, absent_files=?, absent_bytes=? WHERE id=?",
+                (size, len(here), *absent, model),
+            )
 
     def relabel(self, label: Label) -> None:
         """Names, pin, visibility and provenance of a model that is there."""
@@ -122,4 +124,6 @@ class Shelf:
             announce=bool(row[6]),
             provenance=parse_provenance(row[7]),
             last_used=row[8],
+            absent_files=row[9],
+            absent_bytes=row[10],
         )

@@ -43,6 +43,9 @@ class Hashes:
     git_sha1: bytes
 
 
+_ABSENT = Hashes(b"", b"")
+
+
 class _LabelFile(msgspec.Struct, forbid_unknown_fields=False):
     root: str
     names: tuple[str, ...]
@@ -55,6 +58,8 @@ class _LabelFile(msgspec.Struct, forbid_unknown_fields=False):
 
 
 class _FileRecord(msgspec.Struct, array_like=True):
+    """sha256 and git_sha1 are empty for a file that is not here."""
+
     path: str
     cid: bytes
     size: int
@@ -103,14 +108,14 @@ def decode_label(data: bytes) -> Label:
 
 
 def encode_plan(plan: ModelPlan, hashes: Mapping[Cid, Hashes], nodes: Iterable[tuple[Cid, bytes]]) -> bytes:
-    """hashes: by canonical file CID. The sha256 of all that follows stands in the head."""
+    """hashes: by canonical file CID, of the files that are here. The sha256 of all that follows stands in the head."""
     files = [
         _FileRecord(
             file.path,
             bytes(file.cid),
             file.size,
-            hashes[file.cid.canonical].sha256,
-            hashes[file.cid.canonical].git_sha1,
+            (found := hashes.get(file.cid.canonical, _ABSENT)).sha256,
+            found.git_sha1,
             [(bytes(leaf.cid), leaf.length, leaf.prefix, leaf.suffix) for leaf in file.leaves],
         )
         for file in plan.files
@@ -122,9 +127,19 @@ def encode_plan(plan: ModelPlan, hashes: Mapping[Cid, Hashes], nodes: Iterable[t
 
 @dataclass(frozen=True, slots=True)
 class PlanFile:
+    """plan: every file, also those that are not here. hashes: by canonical CID, of those that are."""
+
     plan: ModelPlan
     hashes: dict[Cid, Hashes]
     nodes: list[tuple[Cid, bytes]]
+
+    @property
+    def here(self) -> list[FilePlan]:
+        return [file for file in self.plan.files if file.cid.canonical in self.hashes]
+
+    @property
+    def absent(self) -> list[FilePlan]:
+        return [file for file in self.plan.files if file.cid.canonical not in self.hashes]
 
 
 def decode_plan(data: bytes) -> PlanFile:
@@ -139,6 +154,7 @@ def decode_plan(data: bytes) -> PlanFile:
         hashes = {
             plan.cid.canonical: Hashes(file.sha256, file.git_sha1)
             for plan, file in zip(files, record.files, strict=True)
+            if file.sha256
         }
         plan = ModelPlan(Cid.decode(record.root), files, tuple(record.directories))
         return PlanFile(plan, hashes, [(Cid.decode(cid), block) for cid, block in record.nodes])

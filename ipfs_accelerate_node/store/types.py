@@ -39,6 +39,8 @@ class StoredModel:
     """path: the read-only directory that a loader opens. last_used: a counter, larger is later; not a time.
 
     public: strangers who ask by CID are served. announce: they may also be told that it is here.
+    size_bytes, file_count: of the files that are here; absent_files, absent_bytes: of those that an incomplete model
+    lacks.
     """
 
     root: Cid
@@ -51,6 +53,13 @@ class StoredModel:
     provenance: Provenance
     last_used: int
     announce: bool = False
+    absent_files: int = 0
+    absent_bytes: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file of its plan is here."""
+        return self.absent_files == 0
 
 
 @dataclass(frozen=True, slots=True)

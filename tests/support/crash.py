@@ -40,6 +40,10 @@ def main(action: str, cache: str, failpoints: str, source: str) -> None:
     elif action == "fetch":
         bring(store, FETCHED, name="fetched")
         bring(store, FOREIGN)
+    elif action == "extend":
+        bring(store, FETCHED, paths={"sub/config.json"})
+        print("incomplete", flush=True)
+        bring(store, FETCHED, name="fetched")
     elif action == "remove":
         for model in store.models():
             store.remove(model.root, force=True)

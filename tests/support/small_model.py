@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ipfs_accelerate_node.content.build import Profile, directory_dag, file_dag, tree_dag
@@ -89,10 +89,12 @@ def wrapped(payload: bytes) -> bytes:
     return b"\x0a" + varint(len(message)) + message
 
 
-def bring_files(store: Store, model: SmallModel, reservation: Reservation | None = None) -> None:
-    """Writes every file that is missing, leaf by leaf, and makes it a blob."""
+def bring_files(
+    store: Store, model: SmallModel, reservation: Reservation | None = None, paths: Collection[str] | None = None
+) -> None:
+    """Writes every file (or those at paths) that is missing, leaf by leaf, and makes it a blob."""
     for file in model.plan.files:
-        if store.file(file.cid) is not None:
+        if store.file(file.cid) is not None or (paths is not None and file.path not in paths):
             continue
         with store.partial(file.cid, file.size, reservation=reservation) as part:
             for leaf in part.missing(file.leaves):
@@ -103,9 +105,17 @@ def bring_files(store: Store, model: SmallModel, reservation: Reservation | None
 
 
 def bring(
-    store: Store, model: SmallModel, *, name: str | None = None, pinned: bool = True, public: bool = True
+    store: Store,
+    model: SmallModel,
+    *,
+    name: str | None = None,
+    pinned: bool = True,
+    public: bool = True,
+    paths: Collection[str] | None = None,
 ) -> StoredModel:
-    """The whole way of a fetch."""
-    with store.reserve(model.plan.size_bytes) as reservation:
-        bring_files(store, model, reservation)
-        return store.commit(model.plan, model.nodes, name=name, pinned=pinned, public=public, provenance=FROM_CID)
+    """The whole way of a fetch. paths: of those files alone."""
+    label = {"name": name, "pinned": pinned, "public": public, "paths": paths}
+    size = sum(file.size for file in model.plan.files if paths is None or file.path in paths)
+    with store.reserve(size) as reservation:
+        bring_files(store, model, reservation, paths)
+        return store.commit(model.plan, model.nodes, provenance=FROM_CID, **label)  # type: ignore[arg-type]
