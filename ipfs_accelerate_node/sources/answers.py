@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import UTC, datetime
 
 from ipfs_accelerate_node.content.cid import Buffer
@@ -60,13 +61,14 @@ async def span(reply: Reply, asked: Asked, start: int, stop: int, size: int) -> 
     """
     _check_span(reply, asked, start, stop, size)
     left = stop - start
-    async for chunk in reply.chunks():
-        if len(chunk) > left:
-            if left:
-                yield chunk[:left]
-            raise asked.fault(f"sends more than the {stop - start} bytes of the range", "bad_source")
-        left -= len(chunk)
-        yield chunk
+    async with aclosing(reply.chunks()) as chunks:
+        async for chunk in chunks:
+            if len(chunk) > left:
+                if left:
+                    yield chunk[:left]
+                raise asked.fault(f"sends more than the {stop - start} bytes of the range", "bad_source")
+            left -= len(chunk)
+            yield chunk
     if left:
         raise asked.fault(f"ends {left} bytes before the end of the range", "truncated")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -18,8 +18,9 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.cid import Buffer, Cid
 from ipfs_accelerate_node.errors import SourceUnavailable
+from ipfs_accelerate_node.sources import bulk
 from ipfs_accelerate_node.sources.guard import AddressRefused, Guard, Origin
 
 CONNECT_S, FIRST_BYTE_S, STALL_S = 5.0, 15.0, 10.0
@@ -76,36 +77,58 @@ class Reply:
         """Media type in lower case without parameters; "" if the server named none."""
         return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises SourceUnavailable: truncated, stalled, bad_source (an encoding that we did
-        not ask for, G5)."""
+    async def chunks(self) -> AsyncGenerator[Buffer, None]:
+        """The body as it arrives; each piece is the caller's own, and long bodies come in whole MiB. Raises
+        SourceUnavailable: truncated, stalled, bad_source (an encoding that we did not ask for, G5)."""
         if self.headers.get("Content-Encoding", "identity").strip().lower() not in ("identity", ""):
             raise self._asked.fault("answers in an encoding that was not asked for", "bad_source")
+        long = bulk.rest_of(self._response) >= bulk.MIN_BYTES
+        with _typed(self._asked, self._pace.stall_s, "truncated"):
+            async with aclosing(self._long() if long else self._short()) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    async def _long(self) -> AsyncGenerator[Buffer, None]:
+        try:
+            async with aclosing(bulk.pieces(self._response, self._pace.stall_s, MIN_BYTES_PER_S)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except bulk.Stalled as exc:
+            if exc.received:
+                raise self._trickles() from exc
+            raise TimeoutError from exc
+
+    async def _short(self) -> AsyncGenerator[Buffer, None]:
+        """aiohttp's own timer watches for silence: one for every read of ours would cost more than the read."""
+        if (connection := self._response.connection) is not None and connection.protocol is not None:
+            connection.protocol.read_timeout = self._pace.stall_s
+            connection.protocol.start_timeout()
         clock = asyncio.get_running_loop().time
         since, received = clock(), 0
-        while True:
-            async with _faults(self._asked, self._pace.stall_s, "truncated"):
-                chunk = await self._response.content.readany()
-            if not chunk:
-                return
+        while chunk := await self._response.content.readany():
             received += len(chunk)
             if (passed := clock() - since) >= self._pace.stall_s:
                 if received < MIN_BYTES_PER_S * passed:
-                    raise self._asked.fault(f"sends less than {MIN_BYTES_PER_S} bytes a second", "stalled")
+                    raise self._trickles()
                 since, received = clock(), 0
             yield chunk
+
+    def _trickles(self) -> SourceUnavailable:
+        return self._asked.fault(f"sends less than {MIN_BYTES_PER_S} bytes a second", "stalled")
 
     async def read(self, limit_bytes: int) -> bytes:
         """The whole body. Raises SourceUnavailable also with code block_too_large, without reading beyond the limit."""
         declared = self.headers.get("Content-Length", "")
         if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit_bytes:
             raise self._asked.fault(f"announces {declared[:20]} bytes, {limit_bytes} allowed", "block_too_large")
-        parts, size_bytes = [], 0
-        async for chunk in self.chunks():
-            size_bytes += len(chunk)
-            if size_bytes > limit_bytes:
-                raise self._asked.fault(f"sends more than {limit_bytes} bytes", "block_too_large")
-            parts.append(chunk)
+        parts: list[Buffer] = []
+        size_bytes = 0
+        async with aclosing(self.chunks()) as chunks:
+            async for chunk in chunks:
+                size_bytes += len(chunk)
+                if size_bytes > limit_bytes:
+                    raise self._asked.fault(f"sends more than {limit_bytes} bytes", "block_too_large")
+                parts.append(chunk)
         return b"".join(parts)
 
 
@@ -159,9 +182,10 @@ class GuardedSession:
 
     async def _once(self, method: str, url: URL, asked: Asked, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         origin = Origin.of(url)
-        async with _faults(asked, self.pace.first_byte_s, "source_unavailable"):
+        with _typed(asked, self.pace.first_byte_s, "source_unavailable"):
             self._guard.check_host(origin.host, origin.port)
-            return await self._client().request(method, url, headers=headers, allow_redirects=False)
+            async with asyncio.timeout(self.pace.first_byte_s):
+                return await self._client().request(method, url, headers=headers, allow_redirects=False)
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -218,13 +242,12 @@ def _next_hop(url: URL, location: str | None, asked: Asked) -> URL:
     return following.with_fragment(None)
 
 
-@asynccontextmanager
-async def _faults(asked: Asked, silence_s: float, broken: str) -> AsyncIterator[None]:
-    """Turns silence of silence_s and every failure of the network into SourceUnavailable; broken: the code of a lost
+@contextmanager
+def _typed(asked: Asked, silence_s: float, broken: str) -> Iterator[None]:
+    """Turns every failure of the network, and silence of silence_s, into SourceUnavailable; broken: the code of a lost
     connection."""
     try:
-        async with asyncio.timeout(silence_s):
-            yield
+        yield
     except aiohttp.ConnectionTimeoutError as exc:
         raise asked.fault("accepts no connection in time", "source_unavailable") from exc
     except TimeoutError as exc:
