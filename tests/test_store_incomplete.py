@@ -148,7 +148,7 @@ def test_quota_counts_what_is_here(tmp_path: Path) -> None:
     with Store.open(tmp_path, quota_bytes=20 * CHUNK) as store:
         bring(store, model, paths={CONFIG}, pinned=False)
         assert store.used_bytes() < 4 * CHUNK
-        with store.reserve(18 * CHUNK):
+        with store.reserve(store.room_bytes() + 1):
             assert store.models() == []
         assert store.used_bytes() == 0
 

@@ -104,6 +104,7 @@ class Quota(RuleBasedStateMachine):
         self.pool = [random_model(seed, size=(seed % 5 + 1) * 3 * CHUNK + seed) for seed in range(6)]
         twin = {"weights.bin": self.pool[4].files["weights.bin"], "other": b"x" * CHUNK}
         self.pool.append(small_model(twin))
+        self.paths: dict[int, set[str]] = {}  # of the files that a pinned or used model has, at least
         self.used: dict[int, AbstractContextManager[StoredModel]] = {}
         self.reservations: list[Reservation] = []
         self.parts: list[PartialFile] = []
@@ -117,12 +118,25 @@ class Quota(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 6), pinned=st.booleans())
     def add(self, number: int, pinned: bool) -> None:
+        self.bring(number, pinned, set(self.model(number).files), None)
+
+    @rule(number=st.integers(0, 6), pinned=st.booleans(), which=st.integers(0, 1))
+    def add_a_part(self, number: int, pinned: bool, which: int) -> None:
+        paths = {sorted(self.model(number).files)[which]}
+        self.bring(number, pinned, paths, paths)
+
+    def bring(self, number: int, pinned: bool, wanted: set[str], paths: set[str] | None) -> None:
         try:
-            bring(self.store, self.model(number), pinned=pinned)
+            stored = bring(self.store, self.model(number), pinned=pinned, paths=paths)
         except QuotaExceeded:
             return
+        there = {str(path.relative_to(stored.path)) for path in stored.path.rglob("*") if path.is_file()}
+        assert wanted <= there
+        if number in self.pinned or number in self.used:
+            assert self.paths[number] <= there
         if pinned:
             self.pinned.add(number)
+        self.paths[number] = there
 
     @rule(number=st.integers(0, 6))
     def unpin(self, number: int) -> None:
@@ -134,8 +148,9 @@ class Quota(RuleBasedStateMachine):
     def use(self, number: int) -> None:
         if number not in self.used and self.store.model(self.model(number).root) is not None:
             context = self.store.use(self.model(number).root)
-            context.__enter__()
+            stored = context.__enter__()
             self.used[number] = context
+            self.paths[number] = {str(p.relative_to(stored.path)) for p in stored.path.rglob("*") if p.is_file()}
 
     @precondition(lambda self: self.used)
     @rule()
@@ -204,12 +219,15 @@ class Quota(RuleBasedStateMachine):
 
     @invariant()
     def kept_what_must_stay(self) -> None:
-        here = {model.root for model in self.store.models()}
+        here = {model.root: model for model in self.store.models()}
         for number in self.pinned | set(self.used):
             model = self.model(number)
-            assert model.root in here
-            for path, data in model.files.items():
-                assert (self.folder / "models" / str(model.root) / path).read_bytes() == data
+            stored = here[model.root]
+            for path in self.paths[number]:
+                assert (stored.path / path).read_bytes() == model.files[path]
+            absent = model.files.keys() - self.paths[number]
+            assert {file.path for file in self.store.absent(model.root)} == absent
+            assert (stored.complete, stored.file_count) == (not absent, len(self.paths[number]))
 
 
 TestQuota = Quota.TestCase
