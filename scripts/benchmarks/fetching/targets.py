@@ -91,19 +91,19 @@ def tf3(bed: Bed) -> Figures:
     fetched: list[float] = []
 
     def alone() -> float:
-        with bed.node("alone", *peers([good.url])) as taker:
-            seconds = taker.fetch(model).seconds
-            taker.stop()
-            bed.drop(taker.cache)
-            return seconds
+        taker = bed.node("alone", *peers([good.url]))
+        seconds = taker.fetch(model).seconds
+        taker.stop()
+        bed.drop(taker.cache)
+        return seconds
 
     def together() -> float:
         corrupt = bed.server(model, rate_bytes=CAP_BYTES, have=True, corrupt_every=CORRUPT_EVERY)
         stalling = bed.server(model, rate_bytes=CAP_BYTES, have=True, stall_after=model.size_bytes // 8)
-        with bed.node("together", *peers([corrupt.url, stalling.url, good.url])) as taker:
-            done = taker.fetch(model)
-            taker.stop()
-            bed.drop(taker.cache)
+        taker = bed.node("together", *peers([corrupt.url, stalling.url, good.url]))
+        done = taker.fetch(model)
+        taker.stop()
+        bed.drop(taker.cache)
         shares = done.shares
         named.append(
             {
