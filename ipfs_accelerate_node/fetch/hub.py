@@ -24,8 +24,9 @@ from pathlib import Path
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.errors import Conflict, IntegrityError, SourceUnavailable
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
-from ipfs_accelerate_node.sources.hub import CHUNK_BYTES, HubSource, OidHash, Snapshot, Traffic
+from ipfs_accelerate_node.sources.hub import CHUNK_BYTES, HubSource
 from ipfs_accelerate_node.sources.hub_answers import HubFile
+from ipfs_accelerate_node.sources.hub_snapshot import OidHash, Snapshot, Traffic
 from ipfs_accelerate_node.store import Store
 from ipfs_accelerate_node.store.disk import open_directory, storing, write_all
 from ipfs_accelerate_node.store.ingest import Ingested, ingest

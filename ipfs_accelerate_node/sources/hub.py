@@ -7,81 +7,50 @@ as soon as they leave. Nothing of the Hub's answer is used as a file name but pa
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import ipaddress
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
 
 from ipfs_accelerate_node.content.names import check_tree
-from ipfs_accelerate_node.errors import BadRequest, InvalidConfig, NodeError, SourceUnavailable
+from ipfs_accelerate_node.errors import AuthRequired, InvalidConfig, NodeError, SourceUnavailable
 from ipfs_accelerate_node.sources.guard import AddressRefused, Guard, Origin, literal
-from ipfs_accelerate_node.sources.hub_answers import HOP_HEADER, Commit, HubFile, bad_source, refusal
+from ipfs_accelerate_node.sources.hub_answers import (
+    HOP_HEADER,
+    About,
+    Asker,
+    Commit,
+    HubFile,
+    TreeEntry,
+    bad_source,
+    refusal,
+)
+from ipfs_accelerate_node.sources.hub_names import (
+    DEFAULT_REVISION,
+    HubRepo,
+    check_repo,
+    checked_revision,
+)
+from ipfs_accelerate_node.sources.hub_snapshot import Snapshot, Traffic
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
+T = TypeVar("T")
 
-DEFAULT_REVISION = "main"
 MAX_HOPS = 3
 CHUNK_BYTES = 1 << 20
 MIN_PROGRESS_BYTES = 16 << 10  # within stall_timeout_s, or the transfer counts as stalled
 ATTEMPTS = 4
 RETRY_AFTER_CAP_S = 60.0
 
-_REPO = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*/)?[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 _ETAG = re.compile(r'"?([0-9a-f]{64}|[0-9a-f]{40})"?')
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PASSING = frozenset({"rate_limited", "source_unavailable", "truncated", "stalled"})  # worth another attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A commit of a repository, as far as a root is made of it: files has no hidden ones, in path order.
-
-    restricted: private or gated, so never announced or served to others.
-    """
-
-    repo: str
-    commit: str
-    restricted: bool
-    files: tuple[HubFile, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(file.size for file in self.files)
-
-
-class OidHash:
-    """The Hub's oid of a file, computed as its bytes arrive: sha256, or git's sha1 over a header and the bytes."""
-
-    def __init__(self, file: HubFile) -> None:
-        self._hash: _Hash = hashlib.sha256() if len(file.oid) == 64 else hashlib.sha1(usedforsecurity=False)
-        if len(file.oid) == 40:
-            self._hash.update(b"blob %d\0" % file.size)
-
-    def update(self, payload: bytes) -> None:
-        self._hash.update(payload)
-
-    @property
-    def oid(self) -> str:
-        return self._hash.hexdigest()
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What one fetch cost this source so far."""
-
-    bytes: int = 0
-    requests: int = 0
-    rejected: int = 0
 
 
 class HubSource:
@@ -115,6 +84,7 @@ class HubSource:
         self.name = str(self._upstream)
         self._allowed = frozenset(map(Origin.parse, redirect_origins))
         self._token = token.strip() if token is not None else None
+        self._asker = Asker(self._upstream, self._token)
         self._offline = offline
         self._stall_s, self._first_byte_s, self._backoff_s = stall_timeout_s, first_byte_timeout_s, backoff_s
         self._session: aiohttp.ClientSession | None = None
@@ -150,22 +120,83 @@ class HubSource:
         Raises BadRequest(invalid_reference), UnsafeContent for a tree with a name that no disk should have, NotFound,
         AuthRequired, SourceUnavailable.
         """
-        check_repo(repo)
-        revision = _checked_revision(DEFAULT_REVISION if revision is None else revision)
+        asked = HubRepo(repo)
+        return Snapshot.of(asked, await self.commit(asked, DEFAULT_REVISION if revision is None else revision))
+
+    async def commit(self, repo: HubRepo, revision: str) -> Commit:
+        """revision resolved once, and the whole tree of that commit, every name of it checked. Raises as `snapshot`."""
+        about = await self.about(repo, revision)
+        return Commit(about, await self.tree(repo, about.sha))
+
+    async def about(self, repo: HubRepo, revision: str) -> About:
+        """Raises as `snapshot`."""
+        check_repo(repo.id)
+        checked = checked_revision(revision)
+
+        def ask() -> About:
+            from ipfs_accelerate_node.sources.hub_library import read_about  # half a second, so in the worker thread
+
+            return read_about(self._asker, repo, checked)
+
+        return await self._asked(ask)
+
+    async def tree(self, repo: HubRepo, commit: str) -> tuple[TreeEntry, ...]:
+        """Raises as `snapshot`."""
+
+        def ask() -> tuple[TreeEntry, ...]:
+            from ipfs_accelerate_node.sources.hub_library import read_tree
+
+            return read_tree(self._asker, repo, commit)
+
+        entries = await self._asked(ask)
+        check_tree(  # the hidden ones too: "../x" is one
+            (entry.path for entry in entries if not entry.folder), (entry.path for entry in entries if entry.folder)
+        )
+        return entries
+
+    async def refs(self, repo: HubRepo) -> dict[str, str]:
+        """Full name (``refs/heads/main``) to commit. Raises as `snapshot`."""
+        check_repo(repo.id)
+
+        def ask() -> dict[str, str]:
+            from ipfs_accelerate_node.sources.hub_library import read_refs
+
+            return read_refs(self._asker, repo)
+
+        return await self._asked(ask)
+
+    async def identity(self) -> dict[str, object]:
+        """Whose token it is. Raises AuthRequired, SourceUnavailable."""
+        if self._token is None:
+            raise AuthRequired("whose token is it? none came", source=self.name)
+
+        def ask() -> dict[str, object]:
+            from ipfs_accelerate_node.sources.hub_library import read_identity
+
+            return read_identity(self._asker)
+
+        return await self._asked(ask)
+
+    async def _asked(self, ask: Callable[[], T]) -> T:
+        """The answer of ask, in a thread and as often as it is worth another try."""
         if self._offline:
             raise SourceUnavailable(f"{self.name} is not asked: offline mode is on", source=self.name, code="offline")
-        commit = await self._commit(repo, revision)
-        check_tree(file.path for file in commit.files)  # the hidden ones too: "../x" is one
-        shown = (file for file in commit.files if not any(p.startswith(".") for p in file.path.split("/")))
-        return Snapshot(repo, commit.sha, commit.restricted, tuple(sorted(shown, key=lambda file: file.path)))
-
-    async def _commit(self, repo: str, revision: str) -> Commit:
         for attempt in range(ATTEMPTS):
             try:
-                return await asyncio.to_thread(_read_commit, self._upstream, self._token, repo, revision)
+                return await asyncio.to_thread(ask)
             except SourceUnavailable as exc:
                 await self.pause(attempt, exc)
         raise AssertionError("the last attempt raises")
+
+    async def admits(self, snapshot: Snapshot, file: HubFile) -> None:
+        """Asks for the head of a file only: raises what the Hub refuses this token with, else SourceUnavailable."""
+        with self._named_errors(file):
+            async with asyncio.timeout(self._first_byte_s):
+                assert self._session is not None, "entered"
+                url = self._file_url(snapshot, file)
+                response = await self._session.head(url, headers=self._headers(url, 0), allow_redirects=False)
+                response.release()
+        self._check_first(response, snapshot, file)
 
     async def pause(self, attempt: int, failure: SourceUnavailable) -> None:
         """Waits before the attempt after this one; raises failure instead when there is none, or no use in one."""
@@ -213,7 +244,7 @@ class HubSource:
     async def _get(self, snapshot: Snapshot, file: HubFile, start: int, traffic: Traffic) -> aiohttp.ClientResponse:
         """The answer that has the bytes, after at most MAX_HOPS redirects."""
         assert self._session is not None, "entered"
-        url = self._upstream.url(f"/{snapshot.repo}/resolve/{snapshot.commit}/{quote(file.path, safe='/')}")
+        url = self._file_url(snapshot, file)
         for hop in range(MAX_HOPS + 1):
             traffic.requests += 1
             response = await self._session.get(url, headers=self._headers(url, start), allow_redirects=False)
@@ -229,6 +260,10 @@ class HubSource:
                 raise
             response.release()
         raise bad_source(self.name, f"redirects more than {MAX_HOPS} times", code="redirect_refused")
+
+    def _file_url(self, snapshot: Snapshot, file: HubFile) -> URL:
+        repo = HubRepo(snapshot.repo, snapshot.kind)
+        return self._upstream.url(f"{repo.path}/resolve/{snapshot.commit}/{quote(file.path, safe='/')}")
 
     def _headers(self, url: URL, start: int) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "User-Agent": "ipfs-accelerate-node"}
@@ -329,24 +364,6 @@ class HubSource:
         except (aiohttp.ClientError, OSError) as exc:  # a TimeoutError is an OSError
             return bytes(run), exc
         return bytes(run), None
-
-
-def _read_commit(upstream: Origin, token: str | None, repo: str, revision: str) -> Commit:
-    from ipfs_accelerate_node.sources.hub_library import read_commit  # half a second, so in the worker thread
-
-    return read_commit(upstream, token, repo, revision)
-
-
-def check_repo(repo: str) -> None:
-    """Raises BadRequest(invalid_reference) for what cannot be a repository's id (table F9h)."""
-    if len(repo) > 96 or not _REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith((".git", ".", "-")):
-        raise BadRequest(f"{repo[:80]!a} is not a Hub repository: org/name", code="invalid_reference", param="ref")
-
-
-def _checked_revision(revision: str) -> str:
-    if not 0 < len(revision) <= 255 or not revision.isprintable() or ".." in revision or not revision.isascii():
-        raise BadRequest(f"{revision[:80]!a} is not a revision", code="invalid_reference", param="ref")
-    return revision
 
 
 def _is_loopback(origin: Origin) -> bool:
