@@ -9,7 +9,7 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import ModelPlan
 
 if TYPE_CHECKING:
-    from ipfs_accelerate_node.store.types import SourceShare, StoredModel
+    from ipfs_accelerate_node.store.types import SourceFailure, SourceShare, StoredModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class Fetched:
 
     nodes: every node block of the plan, for seeding. bytes_fetched came from sources, bytes_copied from files that were
     here; together with what an earlier try left they make bytes_total. already_here: nothing was asked of anyone.
+    failures: what each source did wrong that lied, stalled or broke off, though others then finished the job.
     """
 
     model: StoredModel
@@ -55,3 +56,4 @@ class Fetched:
     seconds: float
     sources: tuple[SourceShare, ...]
     already_here: bool
+    failures: tuple[SourceFailure, ...] = ()

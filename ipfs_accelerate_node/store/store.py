@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.plan import FilePlan, ModelPlan
+from ipfs_accelerate_node.content.plan import FilePlan, Leaf, ModelPlan
 from ipfs_accelerate_node.errors import BadRequest, NodeError, NotFound
 from ipfs_accelerate_node.store import reading
 from ipfs_accelerate_node.store.eviction import Eviction

@@ -11,14 +11,26 @@ from ipfs_accelerate_node.content.cid import Cid
 
 @dataclass(frozen=True, slots=True)
 class SourceShare:
-    """What one source gave to a model. kind: kubo, gateway, peer, hub or local. rejected: answers that failed a
-    check."""
+    """What one source gave to a model. kind: kubo, gateway, peer, hub or local. rejected: answers that failed a check.
+    seconds: for how long something was asked of it; 0 where nobody measured."""
 
     source: str
     kind: str
     bytes: int
     requests: int
     rejected: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFailure:
+    """Why a source got no further turn in a fetch. code: of the error (hash_mismatch, stalled, truncated, …); reason:
+    one line for a person."""
+
+    source: str
+    kind: str
+    code: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
