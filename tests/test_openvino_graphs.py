@@ -36,7 +36,7 @@ def core() -> openvino.Core:
 
 def convert_all(directory: Path, model_type: str, core: openvino.Core, task: str | None = None) -> list[Plan]:
     files, task = tiny_files(directory, model_type, task)
-    graphs = load(files, task, device="cpu", precision="f32")._graphs
+    graphs = load(files, task, device="cpu", precision="f32").graphs
     plans = plans_of(graphs, files)
     for plan in plans:
         check(plan, convert(plan), core)
@@ -99,7 +99,7 @@ def test_a_graph_of_one_size_is_found(core: openvino.Core) -> None:
 
 def test_keys_and_values_are_state(tmp_path: Path) -> None:
     files, task = tiny_files(tmp_path / "model", "llama")
-    (plan,) = plans_of(load(files, task, device="cpu", precision="f32")._graphs, files)
+    (plan,) = plans_of(load(files, task, device="cpu", precision="f32").graphs, files)
     model = convert(plan)
     assert {port.get_any_name() for port in model.inputs} == {"input_ids", "attention_mask", "position_ids", "beam_idx"}
     assert [port.get_any_name() for port in model.outputs] == ["logits"]

@@ -69,7 +69,7 @@ class Converter:
         from ipfs_accelerate_node.inference.torch import engine as torch_engine
 
         loaded = torch_engine.load(files, task, device="cpu", precision="f32")
-        planned = plans.plans_of(loaded._graphs, files)
+        planned = plans.plans_of(loaded.graphs, files)
         gate: Int8Gate | None = None
         graphs: list[Graph] = []
         for number, plan in enumerate(planned, 1):
@@ -86,7 +86,7 @@ class Converter:
             weights=weights,
             versions=versions,
             graphs=tuple(graphs),
-            scalars=plans.scalars_of(loaded._graphs),
+            scalars=plans.scalars_of(loaded.graphs),
             notes=(*loaded.notes, *(() if gate is None else (_told(gate),))),
             gate=gate,
             seconds=round(time.monotonic() - began, 2),

@@ -51,22 +51,22 @@ class TorchEngine:
 
             self.versions["transformers"] = transformers.__version__
         self.notes = notes
-        self._graphs = graphs
+        self.graphs = graphs
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See ``session.Engine``. Raises InferenceFailed; Unavailable: out_of_memory, device_lost."""
         with torch.inference_mode(), device_errors(f"graph {graph[:40]!r}"):
             given = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-            outputs = self._graphs.run(graph, {name: tensor.to(self._on) for name, tensor in given.items()})
+            outputs = self.graphs.run(graph, {name: tensor.to(self._on) for name, tensor in given.items()})
             return {name: tensor.to(device="cpu", dtype=torch.float32).numpy() for name, tensor in outputs.items()}
 
     def decoder(self) -> Decoder:
         """Raises InferenceFailed: the model does not write text."""
         from ipfs_accelerate_node.inference.torch.decoder import TorchDecoder
 
-        if not isinstance(self._graphs, GeneratorGraphs):
+        if not isinstance(self.graphs, GeneratorGraphs):
             raise InferenceFailed("this model does not generate")
-        return TorchDecoder(self._graphs.module, device=self._on, dtype=self._graphs.dtype)
+        return TorchDecoder(self.graphs.module, device=self._on, dtype=self._graphs.dtype)
 
     def memory_bytes(self) -> int:
         """The most that the device's memory held for this process since it started; 0 on the CPU."""
