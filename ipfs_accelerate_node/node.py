@@ -38,6 +38,7 @@ from ipfs_accelerate_node.inference.openvino import artefacts
 from ipfs_accelerate_node.inference.registry import Registry
 from ipfs_accelerate_node.inference.serving import Serving
 from ipfs_accelerate_node.kubo.choice import service_for
+from ipfs_accelerate_node.peers.network import Peers
 from ipfs_accelerate_node.records.key import NodeKey
 from ipfs_accelerate_node.store import GcReport, Provenance, Store, StoredModel, VerifyReport
 from ipfs_accelerate_node.store.ingest import ingest
@@ -62,6 +63,7 @@ class Node:
             stack.callback(self.store.close)
             self.key = await asyncio.to_thread(NodeKey.load_or_create, self.config.cache / "node.key")
             self.kubo = await stack.enter_async_context(service_for(self.config, self.key.seed))
+            self.peers = await stack.enter_async_context(Peers(self.config, self.kubo, self.key))
             self.registry = await stack.enter_async_context(
                 Registry(
                     cache=self.config.cache,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Protocol
 
 from aiohttp import web
 
@@ -28,9 +29,20 @@ class Surface(enum.Enum):
     STATE = ("admin", False)  # changes state, or names a local path
 
 
+class Admission(Protocol):
+    """Who may enter by a listener, and what they see."""
+
+    def admit(self, request: web.BaseRequest, surface: Surface) -> Caller | None:
+        """The caller, None for one without a known key. Raises what refuses them."""
+
+    def sees_private(self, caller: Caller | None) -> bool:
+        """May this caller read stored content that is not public?"""
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """loopback: the listener's address is one that only this host reaches. share: the user opened SHARE to all."""
+    """The user's listener. loopback: its address is one that only this host reaches. share: the user opened SHARE to
+    all."""
 
     keys: KeyRing
     loopback: bool

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from aiohttp import web
 
@@ -18,6 +19,13 @@ from ipfs_accelerate_node.errors import Forbidden
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _WILDCARDS = frozenset({"0.0.0.0", "::"})
+
+
+class Provenance(Protocol):
+    """Where a request may come from."""
+
+    def check(self, request: web.BaseRequest) -> None:
+        """Raises what refuses it, before anything else is looked at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -18,6 +18,8 @@ from ipfs_accelerate_node.api.problems import Dialect, error_reply, internal_rep
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.cid import shown
 from ipfs_accelerate_node.errors import AlreadyRunning, BadRequest, Conflict, InvalidConfig
+
+Accept = Callable[[web.Server], asyncio.Protocol]
 
 BACKLOG = 128
 MAX_CONNECTIONS = 1024
@@ -72,15 +74,17 @@ def _bind_failure(config: Config, exc: Exception) -> AlreadyRunning | Conflict |
 
 
 @asynccontextmanager
-async def listening(app: web.Application, sock: socket.socket) -> AsyncIterator[str]:
-    """Serves on a taken socket until left; yields the URL under which this host reaches it."""
+async def listening(app: web.Application, sock: socket.socket, *, accept: Accept | None = None) -> AsyncIterator[str]:
+    """Serves on a taken socket until left; yields the URL under which this host reaches it. accept: makes the protocol
+    of a new connection; the user's listener's if None."""
+    accepting = accept or _protocol
     runner = web.AppRunner(app, handle_signals=False, handler_cancellation=True, shutdown_timeout=CUT_S)
     await runner.setup()
     try:
         http = runner.server
         assert http is not None  # set by setup()
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _protocol(http), sock=sock, backlog=BACKLOG)
+        server = await loop.create_server(lambda: accepting(http), sock=sock, backlog=BACKLOG)
         try:
             yield url_of(sock)
         finally:
@@ -96,10 +100,10 @@ def url_of(sock: socket.socket) -> str:
 
 
 def _protocol(http: web.Server) -> asyncio.Protocol:
-    return _Connection(http) if len(http.connections) < MAX_CONNECTIONS else _Refusal()
+    return Connection(http) if len(http.connections) < MAX_CONNECTIONS else Refusal()
 
 
-class _Connection(web.RequestHandler):
+class Connection(web.RequestHandler):
     """A connection under our limits, whose failures below the application are told like all others."""
 
     __slots__ = ()
@@ -136,7 +140,7 @@ class _Connection(web.RequestHandler):
         return reply
 
 
-class _Refusal(asyncio.Protocol):
+class Refusal(asyncio.Protocol):
     """A connection above the cap: told to come back, and closed."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -13,12 +13,13 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, web
 
-from ipfs_accelerate_node.api.access import Gate, Surface
-from ipfs_accelerate_node.api.browser import Origins
+from ipfs_accelerate_node.api.access import Admission, Surface
+from ipfs_accelerate_node.api.browser import Provenance
 from ipfs_accelerate_node.api.keys import Caller
 from ipfs_accelerate_node.api.metrics import Metrics
 from ipfs_accelerate_node.api.problems import Dialect, error_reply, internal_reply, of_framework
@@ -42,9 +43,14 @@ class Route:
     surface: Surface
     dialect: Dialect = Dialect.NATIVE
 
+    @property
+    def infers(self) -> bool:
+        """Whether a model works while this is answered."""
+        return self.surface is Surface.INFER and self.method == "POST"
 
-GATE: web.AppKey[Gate] = web.AppKey("gate", Gate)
-ORIGINS: web.AppKey[Origins] = web.AppKey("origins", Origins)
+
+GATE: web.AppKey[Admission] = web.AppKey("gate", Admission)
+ORIGINS: web.AppKey[Provenance] = web.AppKey("origins", Provenance)
 TRAFFIC: web.AppKey[Traffic] = web.AppKey("traffic", Traffic)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 ROUTES: web.AppKey[Mapping[web.AbstractRoute, Route]] = web.AppKey("routes", Mapping)
@@ -68,7 +74,8 @@ async def pipeline(request: web.Request, handler: Handler) -> web.StreamResponse
     route = request.app[ROUTES].get(request.match_info.route)
     status = CLIENT_GONE
     try:
-        with request.app[TRAFFIC].request():
+        traffic = request.app[TRAFFIC]
+        with traffic.request(), traffic.inference() if route and route.infers else nullcontext():
             reply = await _answer(request, handler, route)
             status = reply.status
             return reply

@@ -16,6 +16,7 @@ from ipfs_accelerate_node.api.app import build_app
 from ipfs_accelerate_node.api.daemon_file import remove_daemon_file, write_daemon_file
 from ipfs_accelerate_node.api.keys import KeyRing
 from ipfs_accelerate_node.api.listener import listening, take_port
+from ipfs_accelerate_node.api.peers_app import PeersListener
 from ipfs_accelerate_node.api.pipeline import TRAFFIC
 from ipfs_accelerate_node.api.traffic import Traffic
 from ipfs_accelerate_node.api.uploads import clear_uploads
@@ -53,7 +54,7 @@ async def _serve(config: Config, keys: KeyRing, on_ready: Callable[[str], None] 
         async with Node(config) as node:
             await asyncio.to_thread(clear_uploads, config.cache)
             app = build_app(node, keys, config, port=sock.getsockname()[1])
-            async with listening(app, sock) as url:
+            async with PeersListener(node, app), listening(app, sock) as url:
                 await asyncio.to_thread(write_daemon_file, config.cache, url, keys.session_key())
                 try:
                     log.info("serve.start url=%s", url)

@@ -59,7 +59,7 @@ async def bench(
     measured = await measure(workload, loaded, embed)
     sealed, record = await asyncio.to_thread(_keep, RecordShelf(cache), workload, measured, model, key)
     log.info("bench.done root=%s device=%s record=%s", loaded.root, loaded.device, sealed.record_cid)
-    published, note = await _publish(client, sealed) if client is not None else (False, None)
+    published, note = await _publish(client, sealed, cache) if client is not None else (False, None)
     return BenchResult(
         record=record,
         record_cid=str(sealed.record_cid),
@@ -74,7 +74,7 @@ async def publish_kept(envelope: Cid, *, cache: Path, client: KuboClient) -> Ben
     """Publishes a record that an earlier `bench` kept, byte for byte. Raises NotFound, BadContent, StorageError."""
     sealed = await asyncio.to_thread(RecordShelf(cache).sealed, envelope)
     opened = open_envelope(sealed.envelope_bytes, sealed.record_bytes, BENCH_PREFIX)
-    published, note = await _publish(client, sealed)
+    published, note = await _publish(client, sealed, cache)
     return BenchResult(
         record={name: json_value(value) for name, value in opened.record.items()},
         record_cid=str(sealed.record_cid),
@@ -94,10 +94,12 @@ def _keep(
     return sealed, {name: json_value(value) for name, value in record.items()}
 
 
-async def _publish(client: KuboClient, sealed: Sealed) -> tuple[bool, str | None]:
+async def _publish(client: KuboClient, sealed: Sealed, cache: Path) -> tuple[bool, str | None]:
     """Whether it is published, and what the user should know about it."""
     try:
-        return True, await publish(client, sealed)
+        note = await publish(client, sealed)
+        await asyncio.to_thread(RecordShelf(cache).note_published, sealed.envelope_cid)
+        return True, note
     except NodeError as exc:
         log.warning("record.not_published record=%s reason=%s", sealed.record_cid, exc)
         return False, f"kept here, not published: {exc}"

@@ -30,6 +30,7 @@ from ipfs_accelerate_node.store import disk
 log = logging.getLogger(__name__)
 
 _COUNTER = "seq"
+_PUBLISHED = ".published"  # an empty file beside the envelope's
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,20 @@ class RecordShelf:
             ):
                 disk.write_file(str(cid), block, dir_fd=directory)
 
-    def listing(self, model: Cid | None = None) -> Listing:
-        """What is here, of one model or of all. Raises StorageError."""
+    def note_published(self, envelope: Cid) -> None:
+        """Its owner agreed to show it to everybody, and it was. Durable when it returns. Raises StorageError."""
+        with self._opened() as directory:
+            disk.write_file(f"{envelope}{_PUBLISHED}", b"", dir_fd=directory)
+
+    def listing(self, model: Cid | None = None, *, published: bool = False) -> Listing:
+        """What is here, of one model or of all. published: only what was published. Raises StorageError."""
         records: list[Opened] = []
         broken: list[tuple[str, str]] = []
         with self._opened() as directory:
-            for name in sorted(os.listdir(directory)):
+            names = set(os.listdir(directory))
+            for name in sorted(names):
+                if published and f"{name}{_PUBLISHED}" not in names:
+                    continue
                 try:
                     opened = self._entry(name, directory)
                 except (NodeError, OSError) as exc:
