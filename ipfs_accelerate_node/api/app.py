@@ -19,9 +19,10 @@ from ipfs_accelerate_node.api import (
 )
 from ipfs_accelerate_node.api.access import Gate
 from ipfs_accelerate_node.api.browser import Origins
-from ipfs_accelerate_node.api.context import CONFIG, KEYS, LEAF_MAPS, NODE
+from ipfs_accelerate_node.api.context import CONFIG, GIVING, KEYS, LEAF_MAPS, NODE
 from ipfs_accelerate_node.api.delivery import LeafMaps
 from ipfs_accelerate_node.api.keys import KeyRing
+from ipfs_accelerate_node.api.limiter import BUSY_S, Giving, Limiter
 from ipfs_accelerate_node.api.metrics import Metrics
 from ipfs_accelerate_node.api.pipeline import GATE, METRICS, ORIGINS, TRAFFIC, mount
 from ipfs_accelerate_node.api.traffic import Traffic
@@ -53,6 +54,9 @@ def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = N
     app[GATE] = Gate(keys, loopback=is_loopback(config.host), share=config.share)
     app[ORIGINS] = Origins.of(config.host, config.port if port is None else port, config.allow_hosts)
     app[TRAFFIC] = traffic
+    limiter = Limiter(config.share_rate_bytes, lambda: traffic.inferred_within(BUSY_S))
+    app[GIVING] = giving = Giving(limiter, connections=config.share_connections)
+    app.on_cleanup.append(giving.close)
     app[reports.ONE_AT_A_TIME] = asyncio.Lock()
     app[METRICS] = Metrics(
         {
@@ -61,7 +65,8 @@ def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = N
             "store_bytes": lambda: node.store.used_bytes(),
             "models_stored": lambda: len(node.store.models()),
             "models_loaded": lambda: len(node.registry.loaded()),
-        }
+        },
+        giving,
     )
     mount(app, ROUTES)
     return app

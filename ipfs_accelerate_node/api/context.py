@@ -6,12 +6,14 @@ from aiohttp import web
 
 from ipfs_accelerate_node.api.delivery import LeafMaps
 from ipfs_accelerate_node.api.keys import KeyRing
+from ipfs_accelerate_node.api.limiter import Giving
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.node import Node
 
 NODE: web.AppKey[Node] = web.AppKey("node", Node)
 CONFIG: web.AppKey[Config] = web.AppKey("config", Config)
 KEYS: web.AppKey[KeyRing] = web.AppKey("keys", KeyRing)
+GIVING: web.AppKey[Giving] = web.AppKey("giving", Giving)
 LEAF_MAPS: web.AppKey[LeafMaps] = web.AppKey("leaf_maps", LeafMaps)
 
 

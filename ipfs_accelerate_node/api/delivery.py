@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from ipfs_accelerate_node.api.limiter import Giving
 from ipfs_accelerate_node.api.ranges import Span
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf
@@ -47,17 +48,23 @@ def _give_back(lending: asyncio.Future[int | None]) -> None:
         os.close(fd)
 
 
-async def send_file(request: web.Request, reply: web.StreamResponse, file: io.BufferedReader, span: Span) -> None:
-    """The prepared head, then those bytes straight from the page cache. Raises ConnectionError after the first byte."""
-    reply.content_length = span.length
-    await reply.prepare(request)
-    if request.method == "HEAD" or not span.length:
-        return
-    if request.transport is None:
-        raise ConnectionResetError("the client is gone")
-    sent = await asyncio.get_running_loop().sendfile(request.transport, file, span.start, span.length)
-    if sent != span.length:
-        raise ConnectionAbortedError("a stored file is shorter than the index says")
+async def send_file(
+    request: web.Request, reply: web.StreamResponse, file: io.BufferedReader, span: Span, giving: Giving
+) -> None:
+    """The prepared head, then those bytes straight from the page cache. Closes the file. Raises ConnectionError after
+    the first byte."""
+    try:
+        reply.content_length = span.length
+        await reply.prepare(request)
+        if request.method == "HEAD" or not span.length:
+            file.close()
+            return
+        if request.transport is None:
+            raise ConnectionResetError("the client is gone")
+    except BaseException:
+        file.close()
+        raise
+    await giving.send(request.transport, file, span.start, span.stop)
 
 
 class LeafMaps:
@@ -98,7 +105,7 @@ class LeafMaps:
 
 
 async def send_checked(
-    request: web.Request, reply: web.StreamResponse, store: Store, leaves: Sequence[Leaf], span: Span
+    request: web.Request, reply: web.StreamResponse, store: Store, leaves: Sequence[Leaf], span: Span, giving: Giving
 ) -> None:
     """The same bytes from leaves that match their CIDs at this moment. The first one is read before the head, so that
     a file that is corrupt from its start is a plain error; later the connection is cut.
@@ -112,9 +119,12 @@ async def send_checked(
         return
     piece = await asyncio.to_thread(_checked, store, wanted[0], span)
     await reply.prepare(request)
+    await giving.turn("file", len(piece))
     await reply.write(piece)
     for leaf in wanted[1:]:
-        await reply.write(await asyncio.to_thread(_checked, store, leaf, span))
+        piece = await asyncio.to_thread(_checked, store, leaf, span)
+        await giving.turn("file", len(piece))
+        await reply.write(piece)
 
 
 def _checked(store: Store, leaf: Leaf, span: Span) -> bytes:

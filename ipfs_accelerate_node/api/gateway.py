@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from aiohttp import web
 
 from ipfs_accelerate_node.api.access import Surface
-from ipfs_accelerate_node.api.context import CONFIG, LEAF_MAPS, node
+from ipfs_accelerate_node.api.context import CONFIG, GIVING, LEAF_MAPS, node
 from ipfs_accelerate_node.api.delivery import opened, send_checked, send_file
 from ipfs_accelerate_node.api.paths import ContentPath, content_path
 from ipfs_accelerate_node.api.pipeline import CALLER, GATE, Route
@@ -62,19 +63,24 @@ async def serve(request: web.Request) -> web.StreamResponse:
     may not see."""
     path = content_path(request.raw_path)
     form = _form(request)
-    public_only = not request.app[GATE].sees_private(request[CALLER])
-    store = node(request).store
     try:
-        target = await asyncio.to_thread(_resolve, store, path, public_only)
-        if form == "raw":
-            return await _serve_raw(request, store, target)
-        if form == "car":
-            return await _serve_car(request, store, target)
-        return await _serve_entity(request, store, target)
+        with request.app[GIVING].transfer() if request.method == "GET" else nullcontext():
+            return await _served(request, path, form)
     except NotFound as exc:
         if "only-if-cached" in request.headers.get("Cache-Control", "").lower():
             return web.Response(status=412, headers={"X-Ipfs-Path": str(path), "Cache-Control": "no-store"})
         raise exc
+
+
+async def _served(request: web.Request, path: ContentPath, form: str | None) -> web.StreamResponse:
+    public_only = not request.app[GATE].sees_private(request[CALLER])
+    store = node(request).store
+    target = await asyncio.to_thread(_resolve, store, path, public_only)
+    if form == "raw":
+        return await _serve_raw(request, store, target)
+    if form == "car":
+        return await _serve_car(request, store, target)
+    return await _serve_entity(request, store, target)
 
 
 def _form(request: web.Request) -> str | None:
@@ -114,7 +120,18 @@ async def _serve_raw(request: web.Request, store: Store, target: Target) -> web.
     headers = _headers(target, etag, RAW_TYPE, f"{target.cid}.bin")
     if matches(request.headers.get("If-None-Match"), etag):
         return web.Response(status=304, headers=headers)
-    return web.Response(body=await asyncio.to_thread(_block, store, target), headers=headers)
+    block = await asyncio.to_thread(_block, store, target)
+    return await _body(request, "block", block, headers)
+
+
+async def _body(request: web.Request, kind: str, body: bytes, headers: dict[str, str]) -> web.Response:
+    """A reply small enough to be in memory, when it may leave. Sent here, so that it counts as a transfer till then."""
+    reply = web.Response(body=body, headers=headers)
+    if request.method == "GET":
+        await request.app[GIVING].turn(kind, len(body))
+        await reply.prepare(request)
+        await reply.write_eof()
+    return reply
 
 
 def _block(store: Store, target: Target) -> bytes:
@@ -152,6 +169,7 @@ async def _serve_car(request: web.Request, store: Store, target: Target) -> web.
     if request.method == "HEAD":
         return reply
     while piece:
+        await request.app[GIVING].turn("car", len(piece))
         await reply.write(piece)
         piece = await asyncio.to_thread(_batch, blocks)
     return reply
@@ -185,10 +203,10 @@ async def _serve_entity(request: web.Request, store: Store, target: Target) -> w
         return await _serve_file(request, store, target, file)
     block = await asyncio.to_thread(_block, store, target)
     if target.cid.codec == DAG_PB and (listing := await asyncio.to_thread(_listing, store, target)) is not None:
-        return _entity(request, target, listing, "application/json", ".json")
+        return await _entity(request, target, listing, "application/json", ".json")
     if target.cid.codec == DAG_PB:
         raise NotFound(f"{target.cid} is a part of a file; ask for it with ?format=raw", code="not_an_entity")
-    return _entity(request, target, block, "application/octet-stream", "")
+    return await _entity(request, target, block, "application/octet-stream", "")
 
 
 def _file(store: Store, target: Target) -> StoredFile | FilePlan | None:
@@ -200,12 +218,12 @@ def _file(store: Store, target: Target) -> StoredFile | FilePlan | None:
     return store.file(target.cid) or coming
 
 
-def _entity(request: web.Request, target: Target, body: bytes, kind: str, suffix: str) -> web.Response:
+async def _entity(request: web.Request, target: Target, body: bytes, kind: str, suffix: str) -> web.Response:
     etag = f'"{target.cid}{suffix}"'
     headers = _headers(target, etag, kind, _name_of(target) + suffix)
     if matches(request.headers.get("If-None-Match"), etag):
         return web.Response(status=304, headers=headers)
-    return web.Response(body=body, headers=headers)
+    return await _body(request, "listing" if suffix else "block", body, headers)
 
 
 def _listing(store: Store, target: Target) -> bytes | None:
@@ -237,12 +255,13 @@ async def _serve_file(
     if span.partial:
         headers["Content-Range"] = span.content_range
     reply = web.StreamResponse(status=206 if span.partial else 200, headers=headers)
-    with source:
-        if request.app[CONFIG].paranoid:
-            leaves = await request.app[LEAF_MAPS].leaves(target.path.root, target.cid)
-            await send_checked(request, reply, store, leaves, span)
-        else:
-            await send_file(request, reply, source, span)
+    giving = request.app[GIVING]
+    if request.app[CONFIG].paranoid:
+        source.close()  # leaf by leaf out of the store instead
+        leaves = await request.app[LEAF_MAPS].leaves(target.path.root, target.cid)
+        await send_checked(request, reply, store, leaves, span, giving)
+    else:
+        await send_file(request, reply, source, span, giving)
     return reply
 
 

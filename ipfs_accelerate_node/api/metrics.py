@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+
+from ipfs_accelerate_node.api.limiter import Giving
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _PREFIX = "ipfs_accelerate_node_"
@@ -21,8 +25,8 @@ _GAUGES = {
 
 
 class Metrics:
-    def __init__(self, gauges: dict[str, Callable[[], float]]) -> None:
-        """gauges: the current value of each name in `_GAUGES`, asked at each scrape."""
+    def __init__(self, gauges: dict[str, Callable[[], float]], giving: Giving | None = None) -> None:
+        """gauges: the current value of each name in `_GAUGES`, asked at each scrape. giving: asked as well."""
         self._registry = CollectorRegistry()
         self._requests = Counter(
             _PREFIX + "requests",
@@ -43,6 +47,8 @@ class Metrics:
         )
         for name, text in _GAUGES.items():
             Gauge(_PREFIX + name, text, registry=self._registry).set_function(gauges[name])
+        if giving is not None:
+            self._registry.register(_Given(giving))
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """route: the pattern, never the path, so that labels stay few."""
@@ -56,3 +62,24 @@ class Metrics:
 
     def page(self) -> bytes:
         return generate_latest(self._registry)
+
+
+class _Given(Collector):
+    """What the node gave to others, of all its listeners together."""
+
+    def __init__(self, giving: Giving) -> None:
+        self._giving = giving
+
+    def collect(self) -> Iterable[Metric]:
+        given = CounterMetricFamily(
+            _PREFIX + "given_bytes", "Content sent to those who fetch from us.", labels=["kind"]
+        )
+        for kind, size_bytes in sorted(self._giving.given_bytes.items()):
+            given.add_metric([kind], size_bytes)
+        yield given
+        yield CounterMetricFamily(
+            _PREFIX + "transfers_refused",
+            "Asked for while as many as are allowed were under way.",
+            self._giving.refused,
+        )
+        yield GaugeMetricFamily(_PREFIX + "transfers", "Replies with content under way.", self._giving.active)

@@ -21,7 +21,7 @@ from ipfs_accelerate_node import __version__
 from ipfs_accelerate_node.api import gateway, storage
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.browser import from_browser
-from ipfs_accelerate_node.api.context import CONFIG, LEAF_MAPS, NODE, node
+from ipfs_accelerate_node.api.context import CONFIG, GIVING, LEAF_MAPS, NODE, node
 from ipfs_accelerate_node.api.keys import Caller
 from ipfs_accelerate_node.api.listener import BACKLOG, listening
 from ipfs_accelerate_node.api.peers_connection import Allowances, PeerConnection
@@ -135,6 +135,7 @@ def build_peers_app(user: web.Application, allowances: Allowances) -> web.Applic
     app = web.Application()
     here = app[NODE] = user[NODE]
     app[CONFIG] = user[CONFIG]
+    app[GIVING] = user[GIVING]
     app[LEAF_MAPS] = user[LEAF_MAPS]
     app[TRAFFIC] = user[TRAFFIC]
     app[METRICS] = user[METRICS]

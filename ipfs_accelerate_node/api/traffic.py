@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -13,8 +14,11 @@ T = TypeVar("T")
 class Traffic:
     """Requests under way. Once draining, no new work is admitted and every told listener ends what has no end."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.draining = False
+        self._clock = clock
+        self._inferring = 0
+        self._inferred_s = float("-inf")
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -30,6 +34,20 @@ class Traffic:
             self.in_flight -= 1
             if self.in_flight == 0:
                 self._idle.set()
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """While a model works for someone."""
+        self._inferring += 1
+        try:
+            yield
+        finally:
+            self._inferring -= 1
+            self._inferred_s = self._clock()
+
+    def inferred_within(self, seconds: float) -> bool:
+        """Whether a model works for someone now, or did so that lately."""
+        return self._inferring > 0 or self._clock() - self._inferred_s < seconds
 
     @contextmanager
     def told(self, listener: Callable[[], None]) -> Iterator[None]:
