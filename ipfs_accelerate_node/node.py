@@ -30,7 +30,7 @@ from ipfs_accelerate_node.content.reference import (
 from ipfs_accelerate_node.errors import Loading, NotFound
 from ipfs_accelerate_node.fetch.hub import drop_staged
 from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt, StoppedPin
-from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, receipt
+from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, Wish, receipt
 from ipfs_accelerate_node.fetch.seeder import Seeder
 from ipfs_accelerate_node.inference.catalogue import Catalogue
 from ipfs_accelerate_node.inference.model import Accelerator
@@ -81,7 +81,16 @@ class Node:
             )
             self.seeder = Seeder(self.store, self.kubo)
             self._seeding = self._group.create_task(self.seeder.run(), name="seed")
-            self._pins = Pins(self.config, self.store, self.kubo, self.seeder, self._group)
+            meets = self.config.tunnels and self.kubo.state != "off"
+            self._pins = Pins(
+                self.config,
+                self.store,
+                self.kubo,
+                self.seeder,
+                self._group,
+                discover=self.peers.providers if meets else None,
+                by_peer_id=self.peers.source if meets else None,
+            )
             self._exit = stack.pop_all()
         self.ready = True
         log.info("node.start cache=%s peer=%s version=%s", self.config.cache, self.key.peer_id, __version__)
@@ -152,11 +161,9 @@ class Node:
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
-    def start_pin(
-        self, ref: str, *, name: str | None = None, announce: bool | None = None, source: str | None = None
-    ) -> PinJob:
-        """Starts fetching; the returned job is watched with `updates`. source: use only this one (a URL, or "kubo")."""
-        return self._pins.start(ref, self.catalogue.meant, name=name, announce=announce, source=source)
+    def start_pin(self, ref: str, wish: Wish) -> PinJob:
+        """Starts fetching; the returned job is watched with `updates`."""
+        return self._pins.start(ref, self.catalogue.meant, wish)
 
     def pin_job(self, id_or_root: str) -> PinJob | None:
         return self._pins.jobs.find(id_or_root)

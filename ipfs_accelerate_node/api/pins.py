@@ -20,6 +20,7 @@ from ipfs_accelerate_node.api.traffic import finished
 from ipfs_accelerate_node.api.wire import PinRequest, json_bytes, json_reply
 from ipfs_accelerate_node.errors import NodeError, NotFound
 from ipfs_accelerate_node.fetch.jobs import PinJob
+from ipfs_accelerate_node.fetch.pins import Wish
 from ipfs_accelerate_node.node import Node
 
 PING_S = 15.0
@@ -30,7 +31,8 @@ _EVENTS = {"pinned": "done", "failed": "failed"}
 async def start_pin(request: web.Request) -> web.Response:
     """202: the job, which goes on by itself. Its ``id`` (or root) is for `/api/pins/{id}` and its events."""
     body = await read_json(request, PinRequest)
-    job = node(request).start_pin(body.ref, name=body.name, announce=body.announce, source=body.source)
+    wish = Wish(name=body.name, announce=body.announce, source=body.source, only=tuple(body.only))
+    job = node(request).start_pin(body.ref, wish)
     return json_reply(job, status=202, headers={"Location": f"/api/pins/{job.id}"})
 
 

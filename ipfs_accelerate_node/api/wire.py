@@ -19,6 +19,8 @@ from ipfs_accelerate_node.content.cid import Cid
 RefText = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 DeviceText = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 NameText = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+PatternText = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+MAX_PATTERNS = 64
 
 
 class AddRequest(msgspec.Struct, frozen=True):
@@ -31,12 +33,14 @@ class AddRequest(msgspec.Struct, frozen=True):
 
 
 class PinRequest(msgspec.Struct, frozen=True):
-    """announce: None leaves it to the node's configuration. source: use only this one."""
+    """announce: None leaves it to the node's configuration. source: use only this one. only: patterns of the files that
+    are wanted; none is all."""
 
     ref: RefText
     name: NameText | None = None
     announce: bool | None = None
     source: RefText | None = None
+    only: Annotated[list[PatternText], msgspec.Meta(max_length=MAX_PATTERNS)] = []
 
 
 class BenchRequest(msgspec.Struct, frozen=True):

@@ -14,7 +14,8 @@ from typing import Literal
 
 from ipfs_accelerate_node.content.reference import RootRef, parse_reference
 from ipfs_accelerate_node.errors import BadRequest, Problem
-from ipfs_accelerate_node.store.types import SourceShare
+from ipfs_accelerate_node.fetch.outcome import SourceNow
+from ipfs_accelerate_node.store.types import SourceFailure, SourceShare
 
 JobState = Literal["fetching", "seeding", "pinned", "failed"]
 KEPT_ENDED_JOBS = 100
@@ -22,8 +23,13 @@ KEPT_ENDED_JOBS = 100
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What an `add` or a `pin` did. path: the loadable directory. bytes_copied: leaves that were here already or came
-    from the local disk. seed_note: why the model is not seeded, or anything the user should know about how."""
+    """What an `add` or a `pin` did. path: the loadable directory.
+
+    bytes_total: of the files that were asked for; bytes_copied: leaves that other stored files hold, or that came from
+    the local disk; what is in neither that nor bytes_fetched was here. failures: what sources did wrong. seed_note: why
+    the model is not seeded, or anything the user should know about how. absent_files: files of the model that are not
+    here, because nobody asked for them.
+    """
 
     root: str
     name: str | None
@@ -37,11 +43,16 @@ class Receipt:
     seed_note: str | None
     announced: bool
     reference: str
+    failures: tuple[SourceFailure, ...] = ()
+    absent_files: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PinJob:
-    """One state of one pin. bytes_total is None until the DAG has been walked; error: the problem body of a failure."""
+    """One state of one pin. bytes_total is None until the DAG has been walked; error: the problem body of a failure.
+
+    only: patterns of the files that are wanted; () is all. sources: each one at this moment; left_s: at that rate.
+    """
 
     id: str
     ref: str
@@ -53,6 +64,9 @@ class PinJob:
     source: str | None = None
     receipt: Receipt | None = None
     error: Problem | None = None
+    only: tuple[str, ...] = ()
+    sources: tuple[SourceNow, ...] = ()
+    left_s: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -75,8 +89,8 @@ class JobBoard:
         self._jobs: dict[str, PinJob] = {}
         self._changed: dict[str, asyncio.Event] = {}
 
-    def open(self, ref: str, name: str | None, root: str | None = None) -> PinJob:
-        job = PinJob(id=secrets.token_hex(8), ref=ref, name=name, state="fetching", root=root)
+    def open(self, ref: str, name: str | None, root: str | None = None, *, only: tuple[str, ...] = ()) -> PinJob:
+        job = PinJob(id=secrets.token_hex(8), ref=ref, name=name, state="fetching", root=root, only=only)
         self._jobs[job.id] = job
         self._changed[job.id] = asyncio.Event()
         return job

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.cid import Cid
@@ -19,28 +20,53 @@ from ipfs_accelerate_node.content.reference import (
     check_model_name,
     parse_reference,
 )
+from ipfs_accelerate_node.content.selection import is_meant, selected
 from ipfs_accelerate_node.errors import BadRequest, NodeError, NotFound, Unavailable, problem
 from ipfs_accelerate_node.fetch.engine import Fetcher
 from ipfs_accelerate_node.fetch.hub import fetch_hub
 from ipfs_accelerate_node.fetch.jobs import JobBoard, PinJob, Receipt
+from ipfs_accelerate_node.fetch.origins import Discover, Origins
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
 from ipfs_accelerate_node.fetch.seeder import Seeder
 from ipfs_accelerate_node.kubo import KuboClient, KuboService
 from ipfs_accelerate_node.kubo.seeding import Seeded
-from ipfs_accelerate_node.sources import GatewaySource, LateKubo, PeerSource, Source
+from ipfs_accelerate_node.sources import Source
 from ipfs_accelerate_node.sources.hub import HubSource
 from ipfs_accelerate_node.store import Store, StoredModel
 
 log = logging.getLogger(__name__)
 
 KUBO_PATIENCE_S = 20.0  # a pin waits so long for a Kubo that is still starting
+Meant = Callable[[Reference, str], StoredModel | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a pin is to be done. announce: None leaves it to the configuration. source: use only this one (a URL, a
+    PeerID, or "kubo"). only: patterns of the files that are wanted, () is all."""
+
+    name: str | None = None
+    announce: bool | None = None
+    source: str | None = None
+    only: tuple[str, ...] = ()
 
 
 class Pins:
-    """Owns the pins under way. Entered by the node: its tasks live in the group that is passed in."""
+    """Owns the pins under way. Entered by the node: its tasks live in the group that is passed in.
+
+    discover, by_peer_id: see `Origins`.
+    """
 
     def __init__(
-        self, config: Config, store: Store, kubo: KuboService, seeder: Seeder, group: asyncio.TaskGroup
+        self,
+        config: Config,
+        store: Store,
+        kubo: KuboService,
+        seeder: Seeder,
+        group: asyncio.TaskGroup,
+        *,
+        discover: Discover | None = None,
+        by_peer_id: Callable[[str], Source] | None = None,
     ) -> None:
         self._config = config
         self._store = store
@@ -49,28 +75,22 @@ class Pins:
         self._group = group
         self._fetcher = Fetcher(store)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.origins = Origins(config, kubo, self._ready_kubo, discover=discover, by_peer_id=by_peer_id)
         self.jobs = JobBoard()
 
-    def start(
-        self,
-        ref: str,
-        stored: Callable[[Reference, str], StoredModel | None],
-        *,
-        name: str | None = None,
-        announce: bool | None = None,
-        source: str | None = None,
-    ) -> PinJob:
-        """Starts fetching. stored: finds what is here already. source: use only this one (a URL, or "kubo")."""
+    def start(self, ref: str, stored: Meant, wish: Wish) -> PinJob:
+        """Starts fetching. stored: finds what is here already. Raises BadRequest for what cannot be pinned so."""
         reference = parse_reference(ref)
-        if name is not None:
-            check_model_name(name)
+        if wish.name is not None:
+            check_model_name(wish.name)
         if isinstance(reference, MockRef):
             raise BadRequest("a mock has no bytes to pin", code="mock_not_pinnable")
-        if isinstance(reference, HubRef) and source is not None:
+        if isinstance(reference, HubRef) and wish.source is not None:
             raise BadRequest("a Hub reference comes from the Hub; a source can be named for a CID", param="source")
+        self.origins.check(wish.source)
         root = str(reference.cid.canonical) if isinstance(reference, RootRef) and not reference.path else None
-        job = self.jobs.open(ref, name, root)
-        task = self._group.create_task(self._run(job, reference, stored, announce, source), name=f"pin {ref}")
+        job = self.jobs.open(ref, wish.name, root, only=wish.only)
+        task = self._group.create_task(self._run(job, reference, stored, wish), name=f"pin {ref}")
         self._tasks[job.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
         return job
@@ -93,110 +113,116 @@ class Pins:
         for task in self._tasks.values():
             task.cancel()
 
-    async def _run(
-        self,
-        job: PinJob,
-        reference: Reference,
-        stored: Callable[[Reference, str], StoredModel | None],
-        announce: bool | None,
-        source: str | None,
-    ) -> None:
+    async def _run(self, job: PinJob, reference: Reference, stored: Meant, wish: Wish) -> None:
         try:
-            receipt = await self._pin(job, reference, stored, announce, source)
+            receipt = await self._pin(job, reference, stored, wish)
         except NodeError as exc:
             log.warning("pin.failed ref=%s code=%s reason=%s", job.ref, exc.code, exc)
-            self.jobs.change(job.id, state="failed", error=problem(exc))
+            self.jobs.change(job.id, state="failed", error=problem(exc), left_s=None)
             return
         total = receipt.bytes_total
         log.info(
             "pin.done root=%s bytes=%d fetched=%d s=%.2f", receipt.root, total, receipt.bytes_fetched, receipt.seconds
         )
         self.jobs.change(
-            job.id, state="pinned", root=receipt.root, receipt=receipt, bytes_total=total, bytes_done=total
+            job.id, state="pinned", root=receipt.root, receipt=receipt, bytes_total=total, bytes_done=total, left_s=None
         )
 
-    async def _pin(
-        self,
-        job: PinJob,
-        reference: Reference,
-        stored: Callable[[Reference, str], StoredModel | None],
-        announce: bool | None,
-        only: str | None,
-    ) -> Receipt:
+    async def _pin(self, job: PinJob, reference: Reference, stored: Meant, wish: Wish) -> Receipt:
         began = time.perf_counter()
         fetched: Fetched | None = None
         model = await asyncio.to_thread(stored, reference, job.ref)
         if model is None or self._may_have_moved(reference, job.ref):
-            fetched = await self._fetch(job, reference, only)
+            fetched = await self._fetch(job, reference, wish)
+        elif await asyncio.to_thread(self._lacks, model, wish.only):
+            fetched = await self._fetch(job, RootRef(model.root), wish)
+        if fetched is not None:
             model = fetched.model
-        else:
-            await asyncio.to_thread(self._keep, model.root, job.name)
+        elif model is not None:
+            await asyncio.to_thread(self._keep, model.root, wish.name)
+        assert model is not None, "stored or fetched"
+        announce = wish.announce
         if announce is None:  # what comes by CID is public already; what lies here keeps the say its owner had
             announce = model.announce if fetched is None else self._config.announce_pins
         announce = announce and model.public
         await asyncio.to_thread(self._store.set_announce, model.root, announce)
-        self.jobs.change(job.id, state="seeding", root=str(model.root))
+        self.jobs.change(job.id, state="seeding", root=str(model.root), left_s=None)
         brought = fetched is not None and any(s.kind == "kubo" for s in fetched.sources)
         seeded = await self._seeder.seed(model.root, announce=announce, brought=brought)
-        return receipt(model, seeded, began, name=job.name, reference=job.ref, fetched=fetched)
+        asked_bytes = await asyncio.to_thread(self._bytes_of, model, wish.only)
+        done = receipt(model, seeded, began, name=wish.name, reference=job.ref, fetched=fetched)
+        return replace(done, bytes_total=asked_bytes)
 
     def _may_have_moved(self, reference: Reference, text: str) -> bool:
         """Whether a stored model of that reference may be an older one: main of a repository is what the Hub says."""
         moves = isinstance(reference, HubRef) and reference.revision == DEFAULT_REVISION
         return moves and self._store.named(text) is None
 
+    def _lacks(self, model: StoredModel, only: tuple[str, ...]) -> bool:
+        """Whether a stored model lacks files that are wanted. Raises NotFound (code no_match) for patterns that mean
+        none of its files."""
+        if only and (plan := self._store.plan(model.root)) is not None:
+            selected(plan, only)
+        return any(is_meant(file.path, only) for file in self._store.absent(model.root))
+
+    def _bytes_of(self, model: StoredModel, only: tuple[str, ...]) -> int:
+        plan = self._store.plan(model.root) if only else None
+        return model.size_bytes if plan is None else sum(file.size for file in selected(plan, only))
+
     def _keep(self, root: Cid, name: str | None) -> None:
         self._store.pin(root)
         if name is not None:
             self._store.set_name(root, name)
 
-    async def _fetch(self, job: PinJob, reference: Reference, only: str | None) -> Fetched:
+    async def _fetch(self, job: PinJob, reference: Reference, wish: Wish) -> Fetched:
         def progress(now: Progress) -> None:
-            self.jobs.change(job.id, bytes_total=now.bytes_total, bytes_done=now.bytes_done, source=now.source)
+            self.jobs.change(
+                job.id,
+                bytes_total=now.bytes_total,
+                bytes_done=now.bytes_done,
+                source=now.source,
+                sources=now.sources,
+                left_s=now.left_s,
+            )
 
-        config = self._config
         match reference:
             case RootRef(cid=cid, path=path):
                 async with AsyncExitStack() as stack:
-                    sources = self._sources(stack, only)
+                    sources = self.origins.open(stack, wish.source)
                     root = await self._fetcher.resolve(cid, path, sources) if path else cid.canonical
                     self.jobs.change(job.id, root=str(root))
-                    return await self._fetcher.fetch(root, sources, name=job.name, reference=job.ref, progress=progress)
+                    return await self._fetcher.fetch(
+                        root,
+                        sources,
+                        name=wish.name,
+                        reference=job.ref,
+                        progress=progress,
+                    )
             case HubRef(repo=repo, revision=revision):
-                async with HubSource(
-                    endpoint=config.hf_upstream,
-                    token=config.hf_token,
-                    offline=config.hf_offline,
-                    stall_timeout_s=config.stall_timeout_s,
-                    first_byte_timeout_s=config.first_byte_timeout_s,
-                ) as hub:
-                    return await fetch_hub(self._store, hub, repo, revision, name=job.name, progress=progress)
+                if wish.only:
+                    raise BadRequest(
+                        "a Hub repository is fetched whole, as its root depends on every file; "
+                        "parts can be had of what has a CID",
+                        code="hub_is_whole",
+                        param="only",
+                    )
+                async with self.hub() as hub:
+                    return await fetch_hub(self._store, hub, repo, revision, name=wish.name, progress=progress)
             case _:
                 raise NotFound(
                     f"{job.ref} is neither a CID, a Hub repository nor a name known here", code="model_not_found"
                 )
 
-    def _sources(self, stack: AsyncExitStack, only: str | None) -> Sequence[Source]:
-        """Peers first (plain HTTP, configured by the user), then Kubo, then gateways."""
+    def hub(self) -> HubSource:
+        """The configured upstream, to be entered."""
         config = self._config
-        wanted: list[tuple[str, str]] = [(url, "peer") for url in config.peers]
-        wanted += [("kubo", "kubo")] if self._kubo.state != "off" else []
-        wanted += [(url, "gateway") for url in config.gateways]
-        if only is not None:
-            wanted = [w for w in wanted if w[0] == only] or [(only, "kubo" if only == "kubo" else "gateway")]
-        sources: list[Source] = []
-        for url, kind in wanted:
-            source = self._source(url, kind)
-            stack.push_async_callback(source.aclose)
-            sources.append(source)
-        return sources
-
-    def _source(self, url: str, kind: str) -> Source:
-        config = self._config
-        if kind == "kubo":
-            return LateKubo(self._ready_kubo, timeout_s=4 * config.first_byte_timeout_s)
-        server = PeerSource if kind == "peer" else GatewaySource
-        return server(url, first_byte_timeout_s=config.first_byte_timeout_s, stall_timeout_s=config.stall_timeout_s)
+        return HubSource(
+            endpoint=config.hf_upstream,
+            token=config.hf_token,
+            offline=config.hf_offline,
+            stall_timeout_s=config.stall_timeout_s,
+            first_byte_timeout_s=config.first_byte_timeout_s,
+        )
 
     async def _ready_kubo(self) -> KuboClient:
         """Raises Unavailable."""
@@ -229,4 +255,6 @@ def receipt(
         seed_note=seeded.note,
         announced=seeded.announced,
         reference=reference or str(model.root),
+        failures=fetched.failures if fetched else (),
+        absent_files=model.absent_files,
     )

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 Nodes = Sequence[tuple[Cid, bytes]]
 NOT_PUBLIC = "served to nobody: it mirrors a gated or private Hub repository"
+INCOMPLETE = "served over HTTP only: {count} of its files are not here, and Kubo keeps whole models"
 
 
 class Seeder:
@@ -38,10 +39,13 @@ class Seeder:
     async def seed(self, root: Cid, *, announce: bool, brought: bool) -> Seeded:
         """brought: Kubo fetched the blocks itself and still holds a second copy. Never raises for Kubo's faults: a
         model that is stored and not seeded is a success with a note. What is not public is never handed to Kubo, which
-        gives a block to every peer that asks for it, announced or not."""
+        gives a block to every peer that asks for it, announced or not. Nor is what is incomplete: its pin would make
+        Kubo look for the rest."""
         model = await asyncio.to_thread(self._store.model, root)
         if model is not None and not model.public:
             return Seeded(False, NOT_PUBLIC)
+        if model is not None and not model.complete:
+            return Seeded(False, INCOMPLETE.format(count=model.absent_files))
         if self._kubo.state == "off":
             return Seeded(False, f"served over HTTP only: Kubo is {self._kubo.reason}")
         try:
@@ -84,7 +88,7 @@ class Seeder:
             if client.managed:  # another daemon may keep the models of other nodes too
                 await self._release_departed(client)
             for model in await asyncio.to_thread(self._store.models):
-                if not model.public:
+                if not (model.public and model.complete):
                     continue
                 try:
                     if not await is_seeded(client, model.root, announced=model.announce):
