@@ -22,6 +22,7 @@ TYPES_OF_BLOCKS = frozenset({RAW_TYPE, "application/octet-stream", ""})
 
 _LACKS = {404: "not_found", 410: "not_found", 412: "not_found", 451: "blocked"}
 _BUSY = frozenset({429, 503, 504})
+_WITHOUT_RANGES = frozenset({200, 406, 416, 501})  # ignores ranges, serves blocks only, or will not serve this one
 _SPAN = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.ASCII)
 
 
@@ -74,7 +75,7 @@ async def span(reply: Reply, asked: Asked, start: int, stop: int, size: int) -> 
 
 
 def _check_span(reply: Reply, asked: Asked, start: int, stop: int, size: int) -> None:
-    if reply.status in (200, 416):
+    if reply.status in _WITHOUT_RANGES:
         if reply.status == 200 and reply.content_type == "text/html":  # a sign-in page, not a server without ranges
             raise asked.fault("answers with a page, not with a range", "bad_source")
         raise asked.fault(f"answers {reply.status} to a range", "no_ranges")

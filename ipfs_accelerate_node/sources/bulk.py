@@ -1,8 +1,8 @@
 """The body of a long answer, read by the kernel straight into the pieces that its caller gets.
 
-aiohttp copies each body on its way out of the socket, in pieces of 256 KiB: a second of CPU for a GiB, more than hashing
-it takes. So once the headers of a long answer of known length are there, its connection is lent to a protocol of our
-own, which takes exactly the rest of that body and gives the connection back for the next request.
+aiohttp copies each body on its way out of the socket, in pieces of 256 KiB: a second of CPU for a GiB, more than it
+takes to hash it. So once the headers of a long answer of known length are there, its connection is lent to a protocol
+of our own, which takes exactly the rest of that body and gives the connection back for the next request.
 
 Owns: the transport, between `_Rest` being set and its last byte (or `connection_lost`, which it passes on).
 """
@@ -72,11 +72,13 @@ class _Rest(asyncio.BufferedProtocol):
 
     def tick(self) -> None:
         """A caller that waits gets what there is."""
-        if not self._ready and self._filled > self._handed:
+        if self._waiter is not None and self._filled > self._handed:
             self._hand_out()
 
     def fail(self, failure: BaseException) -> None:
-        self.tick()
+        """Ends it; what came before is still handed out."""
+        if self._filled > self._handed:
+            self._hand_out()
         self._failure = self._failure or failure
         self._wake()
 

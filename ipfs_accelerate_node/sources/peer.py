@@ -23,8 +23,8 @@ from ipfs_accelerate_node.sources.guard import Origin
 from ipfs_accelerate_node.sources.http import FIRST_BYTE_S, STALL_S, Asked, GuardedSession, Pace
 from ipfs_accelerate_node.sources.source import MAX_BLOCK_BYTES, Held
 
-MAX_HELD_BYTES = 2 << 20  # of the answer about a root; our own nodes stay below half of it
 MAX_HELD_FILES = 10_000  # as many as a model may have
+MAX_HELD_BYTES = 8 << 20  # of the answer about a root: a MiB of bitmaps, and that many paths
 MAX_LEAVES = MAX_HELD_BYTES * 8  # no bitmap that fits says more
 
 
@@ -95,6 +95,8 @@ class PeerSource:
         async with self._session.request("GET", url, asked, {"Accept": "application/json"}) as reply:
             if reply.status == 404:
                 return Held(complete=False, files={})
+            if reply.status == 413:  # more leaves than one answer can tell of
+                return None
             if reply.status != 200:
                 raise answers.refusal(reply, asked)
             if reply.content_type != "application/json":

@@ -16,6 +16,15 @@ LACKS_BLOCK = frozenset({"not_found", "blocked"})
 
 
 @dataclass(frozen=True, slots=True)
+class Abilities:
+    """How a server can be asked for a run of leaves; None: not seen yet. ranges: byte ranges of files. cars: CARs of
+    a byte range."""
+
+    ranges: bool | None = None
+    cars: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """What a source says it has of a root at this moment: a claim, which spares us asking for what it lacks.
 
@@ -62,7 +71,8 @@ class Source(Protocol):
         whole MiB from start, so that most of them are one leaf each. Close it (`contextlib.aclosing`) to free
         its connection.
 
-        Raises SourceUnavailable as `read_block` does; code no_ranges: this source cannot, here or at all.
+        Raises SourceUnavailable as `read_block` does; code no_ranges: this source cannot, here or at all. Where the
+        bytes travel as blocks that are hashed on their way also IntegrityError and BadContent (bad_dag).
         """
 
     async def held(self, root: Cid) -> Held | None:

@@ -1,8 +1,9 @@
-"""A trustless gateway that holds blocks and misbehaves on request: a real HTTP server, so our real client meets it."""
+"""A gateway or peer that misbehaves on request: a real HTTP server, so our real client meets it."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from collections import Counter
 from collections.abc import Mapping
@@ -14,10 +15,11 @@ from typing import Self
 from aiohttp import web
 
 from ipfs_accelerate_node.content.build import BuiltFile, Profile, file_dag, tree_dag
+from ipfs_accelerate_node.content.car import car_block, car_header
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.plan import Leaf, ModelPlan
+from ipfs_accelerate_node.content.plan import FilePlan, Leaf, ModelPlan
 
-RAW_TYPE = "application/vnd.ipld.raw"
+RAW_TYPE, CAR_TYPE = "application/vnd.ipld.raw", "application/vnd.ipld.car"
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Verbatim:
 
 @dataclass(frozen=True)
 class Times:
-    """A fault for the first so many requests; good afterwards."""
+    """A fault for the first so many requests of a CID; good afterwards."""
 
     fault: Fault
     count: int
@@ -85,6 +87,10 @@ def redirect(location: str, status: int = 302) -> Answer:
 class FakeGateway:
     """blocks: by canonical CID, changed at will. fault: for every block; faults: for one block, and wins.
 
+    files: what `publish` made known is served as plain files too. range_fault, car_fault, have_fault: for every answer
+    of that kind; serves_ranges, serves_cars: whether it knows them at all. held: the answer to `/api/have`.
+    forms: of each request, in order: raw, range, car or have.
+
     asked: how often each canonical CID was requested. gate: while it is cleared, answers wait (a test holds requests in
     flight that way); waiting: how many do. arrived: some request came; idle: none waits. connections: distinct ones.
     slow: send blocks in parts of so many bytes, one every so many seconds.
@@ -94,6 +100,14 @@ class FakeGateway:
         self.blocks = {cid.canonical: block for cid, block in blocks.items()}
         self.fault: Fault | None = None
         self.faults: dict[Cid, Fault] = {}
+        self.files: dict[Cid, tuple[FilePlan, bytes]] = {}
+        self.range_fault: Fault | None = None
+        self.car_fault: Fault | None = None
+        self.have_fault: Fault | None = None
+        self.serves_ranges = True
+        self.serves_cars = True
+        self.held: dict[Cid, object] = {}
+        self.forms: list[str] = []
         self.asked: Counter[Cid] = Counter()
         self.headers_seen: list[Mapping[str, str]] = []
         self.gate = asyncio.Event()
@@ -114,6 +128,7 @@ class FakeGateway:
     async def __aenter__(self) -> Self:
         app = web.Application()
         app.router.add_get("/ipfs/{cid}", self._serve)
+        app.router.add_get("/api/have/{cid}", self._serve)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
@@ -140,21 +155,73 @@ class FakeGateway:
         self.headers_seen.append(request.headers)
         self._count_connection(request)
         await self._pass_gate()
-        if request.query.get("format") != "raw" or request.headers.get("Accept") != RAW_TYPE:
-            return web.Response(status=406)
-        fault = self.faults.get(cid, self.fault)
-        if isinstance(fault, Times):
-            fault = fault.fault if self.asked[cid] <= fault.count else None
+        form = self._form(request)
+        self.forms.append(form)
+        fault = self._fault_of(form, cid)
         if isinstance(fault, Answer):
             return web.Response(status=fault.status, body=fault.body, headers=dict(fault.headers))
-        block = self.blocks.get(cid)
-        if block is None:
-            return web.Response(status=404)
+        answer = {"raw": self._raw, "range": self._range, "car": self._car, "have": self._have}[form](request, cid)
+        if answer.status not in (200, 206):
+            return web.Response(status=answer.status)
         if fault is None and self.slow is not None:
-            return await self._slowly(request, block, *self.slow)
+            return await self._slowly(request, answer, *self.slow)
         if fault is None:
-            return web.Response(body=block, content_type=RAW_TYPE)
-        return await self._misbehave(request, fault, block)
+            return web.Response(status=answer.status, body=answer.body, headers=dict(answer.headers))
+        return await self._misbehave(request, fault, answer)
+
+    def publish(self, model: SmallModel) -> None:
+        """Serves the model's files as files and as CARs, and its blocks."""
+        self.blocks.update(model.blocks)
+        self.files.update({file.cid.canonical: (file, model.files[file.path]) for file in model.plan.files})
+
+    def _form(self, request: web.Request) -> str:
+        if request.path.startswith("/api/have/"):
+            return "have"
+        return request.query.get("format", "range")
+
+    def _fault_of(self, form: str, cid: Cid) -> Fault | None:
+        others = {"range": self.range_fault, "car": self.car_fault, "have": self.have_fault}
+        fault = others[form] if form in others else self.faults.get(cid, self.fault)
+        if isinstance(fault, Times):
+            return fault.fault if self.asked[cid] <= fault.count else None
+        return fault
+
+    def _raw(self, request: web.Request, cid: Cid) -> Answer:
+        if request.headers.get("Accept") != RAW_TYPE:
+            return Answer(406)
+        if cid not in self.blocks:
+            return Answer(412 if request.headers.get("Cache-Control") == "only-if-cached" else 404)
+        return Answer(200, self.blocks[cid], (("Content-Type", RAW_TYPE),))
+
+    def _range(self, request: web.Request, cid: Cid) -> Answer:
+        if cid not in self.files:
+            return Answer(404)
+        if not self.serves_ranges:
+            return Answer(406)
+        span, (_, data) = request.http_range, self.files[cid]
+        start, stop = span.start or 0, min(span.stop or len(data), len(data))
+        said = (
+            ("Content-Type", "application/octet-stream"),
+            ("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}"),
+        )
+        return Answer(206, data[start:stop], said)
+
+    def _car(self, request: web.Request, cid: Cid) -> Answer:
+        if cid not in self.files:
+            return Answer(404)
+        if not self.serves_cars or CAR_TYPE not in request.headers.get("Accept", ""):
+            return Answer(406)
+        start, stop = (int(end) for end in request.query["entity-bytes"].split(":"))
+        file, _ = self.files[cid]
+        leaves = [leaf.cid for leaf in file.leaves if leaf.offset <= stop and leaf.offset + leaf.length > start]
+        wanted = list(dict.fromkeys(cid.canonical for cid in (file.cid, *leaves)))  # dups=n
+        body = car_header([cid]) + b"".join(car_block(cid, self.blocks[cid]) for cid in wanted)
+        return Answer(200, body, (("Content-Type", f"{CAR_TYPE}; version=1; order=dfs; dups=n"),))
+
+    def _have(self, request: web.Request, cid: Cid) -> Answer:
+        if cid not in self.held:
+            return Answer(404)
+        return Answer(200, json.dumps(self.held[cid]).encode(), (("Content-Type", "application/json"),))
 
     async def _pass_gate(self) -> None:
         self.waiting += 1
@@ -168,16 +235,15 @@ class FakeGateway:
             if not self.waiting:
                 self.idle.set()
 
-    async def _misbehave(self, request: web.Request, fault: Fault, block: bytes) -> web.StreamResponse:
+    async def _misbehave(self, request: web.Request, fault: Fault, answer: Answer) -> web.StreamResponse:
+        body = answer.body
         if isinstance(fault, Flip):
-            at = fault.at % max(1, len(block))
-            return web.Response(
-                body=block[:at] + bytes(b ^ 1 for b in block[at : at + 1] or b"\0") + block[at + 1 :],
-                content_type=RAW_TYPE,
-            )
+            at = fault.at % max(1, len(body))
+            flipped = body[:at] + bytes(b ^ 1 for b in body[at : at + 1] or b"\0") + body[at + 1 :]
+            return web.Response(status=answer.status, body=flipped, headers=dict(answer.headers))
         if isinstance(fault, Stall) and fault.before_headers:
             await self._closing.wait()
-        response = web.StreamResponse(headers={"Content-Type": RAW_TYPE, "Content-Length": str(len(block))})
+        response = _begun(answer)
         transport = request.transport
         assert transport is not None
         if isinstance(fault, Verbatim):
@@ -186,7 +252,7 @@ class FakeGateway:
             return response
         await response.prepare(request)
         if isinstance(fault, Truncate | Stall):
-            await response.write(block[: fault.after])
+            await response.write(body[: fault.after])
         if isinstance(fault, Truncate):
             transport.close()
         elif isinstance(fault, Stall):
@@ -200,11 +266,11 @@ class FakeGateway:
             await response.write(b"x")
             await self._tick(fault.every_s)
 
-    async def _slowly(self, request: web.Request, block: bytes, part: int, every_s: float) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": RAW_TYPE, "Content-Length": str(len(block))})
+    async def _slowly(self, request: web.Request, answer: Answer, part: int, every_s: float) -> web.StreamResponse:
+        response = _begun(answer)
         await response.prepare(request)
-        for at in range(0, len(block), part):
-            await response.write(block[at : at + part])
+        for at in range(0, len(answer.body), part):
+            await response.write(answer.body[at : at + part])
             await self._tick(every_s)
         return response
 
@@ -218,6 +284,11 @@ class FakeGateway:
         if request.protocol not in self._protocols:
             self._protocols.append(request.protocol)
             self.connections += 1
+
+
+def _begun(answer: Answer) -> web.StreamResponse:
+    headers = {**dict(answer.headers), "Content-Length": str(len(answer.body))}
+    return web.StreamResponse(status=answer.status, headers=headers)
 
 
 TINY = Profile(chunk_bytes=64, width=4)
