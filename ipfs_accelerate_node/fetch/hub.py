@@ -23,9 +23,11 @@ from pathlib import Path
 
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.errors import Conflict, IntegrityError, SourceUnavailable
+from ipfs_accelerate_node.fetch.hub_shelf import SHELF, HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
 from ipfs_accelerate_node.sources.hub import CHUNK_BYTES, HubSource
 from ipfs_accelerate_node.sources.hub_answers import HubFile
+from ipfs_accelerate_node.sources.hub_names import DEFAULT_REVISION, HubRepo
 from ipfs_accelerate_node.sources.hub_snapshot import OidHash, Snapshot, Traffic
 from ipfs_accelerate_node.store import Store
 from ipfs_accelerate_node.store.disk import open_directory, storing, write_all
@@ -45,8 +47,10 @@ async def fetch_hub(
     *,
     name: str | None,
     progress: Callable[[Progress], None],
+    shelf: HubShelf | None = None,
 ) -> Fetched:
-    """The commit that revision means now (default: main), stored like any `add`; hidden files are left out.
+    """The commit that revision means now (default: main), stored like any `add`; hidden files are left out. shelf: what
+    the Hub said is kept there.
 
     A private or gated repository's model is stored as not public. Raises BadRequest, NotFound, AuthRequired,
     SourceUnavailable, UnsafeContent, IntegrityError (the Hub sent other bytes twice), QuotaExceeded, StorageError, and
@@ -54,15 +58,22 @@ async def fetch_hub(
     """
     started = time.monotonic()
     progress(Progress(None, 0, "walking", hub.name))
-    snapshot = await hub.snapshot(repo, revision)
+    asked = HubRepo(repo)
+    answer = await hub.commit(asked, revision or DEFAULT_REVISION)
+    snapshot = Snapshot.of(asked, answer)
+    if shelf is not None:
+        await asyncio.to_thread(shelf.keep, KeptCommit.of(asked, answer, hub.name), revision or DEFAULT_REVISION)
     here = await asyncio.to_thread(_stored, store, snapshot)
     if here is not None:
         return await asyncio.to_thread(_already_here, store, here, name)
     traffic = Traffic()
-    with _staging(store, snapshot) as staging:
-        await _gather(store, hub, snapshot, staging, traffic, progress)
+    with staging(store, f"{snapshot.repo}@{snapshot.commit}") as folder:
+        await _gather(store, hub, snapshot, folder, traffic, progress)
         progress(Progress(snapshot.size_bytes, snapshot.size_bytes, "committing", hub.name))
-        ingested = await asyncio.to_thread(_commit, store, snapshot, staging, name, _provenance(hub, snapshot, traffic))
+        ingested = await asyncio.to_thread(_commit, store, snapshot, folder, name, _provenance(hub, snapshot, traffic))
+    if shelf is not None:
+        cids = {file.path: str(file.cid) for file in ingested.plan.files}
+        await asyncio.to_thread(shelf.note_cids, asked, snapshot.commit, cids, str(ingested.plan.root))
     seconds = time.monotonic() - started
     log.info("hub.fetched repo=%s commit=%s bytes=%d s=%.2f", repo, snapshot.commit, traffic.bytes, seconds)
     return Fetched(
@@ -119,11 +130,11 @@ def _provenance(hub: HubSource, snapshot: Snapshot, traffic: Traffic) -> Provena
 
 
 @contextmanager
-def _staging(store: Store, snapshot: Snapshot) -> Iterator[Path]:
-    """The directory where this commit's files gather, ours alone inside the context."""
-    key = hashlib.sha256(f"{snapshot.repo}@{snapshot.commit}".encode()).hexdigest()[:32]
+def staging(store: Store, what: str) -> Iterator[Path]:
+    """The directory where the files of what gather, ours alone inside the context."""
+    key = hashlib.sha256(what.encode()).hexdigest()[:32]
     directory = store.root / "hub" / key
-    with storing(f"cannot stage {snapshot.repo}"):
+    with storing(f"cannot stage {what}"):
         directory.parent.mkdir(mode=0o700, exist_ok=True)
         directory.mkdir(mode=0o700, exist_ok=True)
         handle = open_directory(directory)
@@ -131,7 +142,7 @@ def _staging(store: Store, snapshot: Snapshot) -> Iterator[Path]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            raise Conflict(f"{snapshot.repo} at {snapshot.commit} is being fetched already") from exc
+            raise Conflict(f"{what} is being fetched already") from exc
         yield directory
     finally:
         os.close(handle)
@@ -141,7 +152,7 @@ def drop_staged(store: Store) -> int:
     """Deletes what failed fetches left and nobody resumes now; the bytes freed. Blocks."""
     freed = 0
     with storing("cannot clear the Hub's staging folders"):
-        for directory in [*(store.root / "hub").glob("*")]:
+        for directory in [path for path in (store.root / "hub").glob("*") if path.name != SHELF]:
             handle = open_directory(directory)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,20 +182,20 @@ async def _gather(
             def report(file_bytes: int, before: int = done) -> None:
                 progress(Progress(snapshot.size_bytes, before + file_bytes, "fetching", hub.name))
 
-            part = _Part(file, staging.joinpath(*file.path.split("/")))
+            part = Part(file, staging.joinpath(*file.path.split("/")))
             try:
                 await asyncio.to_thread(part.open)
                 report(part.have)
-                await _deliver(hub, snapshot, part, traffic, report)
+                await deliver(hub, snapshot, part, traffic, report)
             finally:
                 part.close()
             done += file.size
 
 
-async def _deliver(
+async def deliver(
     hub: HubSource,
     snapshot: Snapshot,
-    part: _Part,
+    part: Part,
     traffic: Traffic,
     report: Callable[[int], None],
 ) -> None:
@@ -203,7 +214,7 @@ async def _deliver(
 
 
 async def _receive(
-    hub: HubSource, snapshot: Snapshot, part: _Part, traffic: Traffic, report: Callable[[int], None]
+    hub: HubSource, snapshot: Snapshot, part: Part, traffic: Traffic, report: Callable[[int], None]
 ) -> None:
     """The rest of part's bytes, over as many attempts as bring it forward."""
     attempt = 0
@@ -226,7 +237,7 @@ async def _receive(
             attempt += 1
 
 
-class _Part:
+class Part:
     """One file as far as it is here, and the hash of that. Blocks: worker threads only.
 
     A cancelled fetch closes it while its last `append` may still run in a thread, hence the lock.

@@ -179,8 +179,7 @@ class HubSource:
 
     async def _asked(self, ask: Callable[[], T]) -> T:
         """The answer of ask, in a thread and as often as it is worth another try."""
-        if self._offline:
-            raise SourceUnavailable(f"{self.name} is not asked: offline mode is on", source=self.name, code="offline")
+        self._check_online()
         for attempt in range(ATTEMPTS):
             try:
                 return await asyncio.to_thread(ask)
@@ -188,8 +187,13 @@ class HubSource:
                 await self.pause(attempt, exc)
         raise AssertionError("the last attempt raises")
 
+    def _check_online(self) -> None:
+        if self._offline:
+            raise SourceUnavailable(f"{self.name} is not asked: offline mode is on", source=self.name, code="offline")
+
     async def admits(self, snapshot: Snapshot, file: HubFile) -> None:
         """Asks for the head of a file only: raises what the Hub refuses this token with, else SourceUnavailable."""
+        self._check_online()
         with self._named_errors(file):
             async with asyncio.timeout(self._first_byte_s):
                 assert self._session is not None, "entered"

@@ -1,0 +1,117 @@
+"""Files of the Hub one by one, as clients of the endpoint ask for them; all of a commit together are a model.
+
+A file is staged and checked against its oid like those of a whole fetch, then stored by itself. What arrives here is
+given to nobody before it is whole and verified.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from ipfs_accelerate_node.content.build import PROFILE_NAME, tree_dag
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.errors import NodeError
+from ipfs_accelerate_node.fetch.hub import Part, deliver, staging
+from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
+from ipfs_accelerate_node.sources.hub import HubSource
+from ipfs_accelerate_node.sources.hub_answers import TreeEntry
+from ipfs_accelerate_node.sources.hub_snapshot import Traffic
+from ipfs_accelerate_node.store import Provenance, Store, StoredFile, StoredModel
+from ipfs_accelerate_node.store.single import in_profile, take_over
+
+log = logging.getLogger(__name__)
+
+SourceFor = Callable[[str | None], HubSource]
+Landed = Callable[[StoredModel], None]
+
+
+class HubFiles:
+    """source_for: the Hub with a caller's token. landed: told of each model that became complete, on the loop."""
+
+    def __init__(self, store: Store, shelf: HubShelf, source_for: SourceFor, landed: Landed) -> None:
+        self._store = store
+        self._shelf = shelf
+        self._source_for = source_for
+        self._landed = landed
+        self._lacking: dict[tuple[str, str], str] = {}  # of a commit: a file that was not here when last looked for
+
+    def here(self, kept: KeptCommit, entry: TreeEntry) -> StoredFile | None:
+        """The file if it is stored, whoever brought it. Of what only a peer claims, public files alone: else it could
+        name any file of ours by its hash and so have it given away. Blocks."""
+        cid = kept.cids.get(entry.path)
+        if cid is not None and (known := self._store.file(Cid.parse(cid), public_only=kept.claimed)) is not None:
+            return known
+        return self._store.of_oid(bytes.fromhex(entry.file.oid), entry.size, public_only=kept.claimed)
+
+    async def bring(self, kept: KeptCommit, entry: TreeEntry, token: str | None) -> StoredFile:
+        """From the Hub into the store. Raises as `fetch_hub`."""
+        traffic = Traffic()
+        file = entry.file
+        reservation = await asyncio.to_thread(self._store.reserve, file.size)
+        with reservation, staging(self._store, file.oid) as folder:
+            async with self._source_for(token) as hub:
+                part = Part(file, folder / "file")
+                try:
+                    await asyncio.to_thread(part.open)
+                    await deliver(hub, kept.snapshot, part, traffic, lambda _: None)
+                finally:
+                    part.close()
+            stored = await asyncio.to_thread(take_over, self._store, folder / "file", reservation)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        log.info("hub.file repo=%s path=%s bytes=%d", kept.repo, entry.path, traffic.bytes)
+        await asyncio.to_thread(self._shelf.note_cids, kept.of_repo, kept.commit, {entry.path: str(stored.cid)})
+        model = await asyncio.to_thread(self._assembled, kept)
+        if model is not None:
+            self._landed(model)
+        return stored
+
+    def _assembled(self, kept: KeptCommit) -> StoredModel | None:
+        """The commit's model, if this was the last of its files. A failure is no failure of the file that was asked
+        for."""
+        found = self._all(kept)
+        if not found:
+            return None
+        try:
+            with self._store.reserve(0):
+                built = tree_dag({path: in_profile(self._store, file.cid) for path, file in found.items()})
+                model = self._store.commit(
+                    built.plan,
+                    built.nodes,
+                    pinned=False,
+                    public=not kept.restricted,
+                    provenance=Provenance(
+                        kind="hf",
+                        reference=f"hf:{kept.repo}@{kept.commit}",
+                        at=datetime.now(UTC).isoformat(timespec="seconds"),
+                        profile=PROFILE_NAME,
+                        hub_repo=kept.repo,
+                        hub_commit=kept.commit,
+                    ),
+                )
+        except NodeError as exc:
+            log.warning("hub.not_assembled repo=%s commit=%s reason=%s", kept.repo, kept.commit, exc)
+            return None
+        cids = {planned.path: str(planned.cid) for planned in built.plan.files}
+        self._shelf.note_cids(kept.of_repo, kept.commit, cids, str(model.root))
+        log.info("hub.assembled repo=%s commit=%s root=%s", kept.repo, kept.commit, model.root)
+        return model
+
+    def _all(self, kept: KeptCommit) -> dict[str, StoredFile]:
+        """Every file of the commit's root by path; none while one is lacking, of a claim, or of a data set."""
+        if kept.claimed or kept.kind != "model":
+            return {}
+        shown = {file.path: file for file in kept.shown()}
+        key = (kept.repo, kept.commit)
+        lacking = self._lacking.pop(key, None)
+        found: dict[str, StoredFile] = {}
+        for path in [*([lacking] if lacking in shown else []), *shown]:
+            stored = self._store.of_oid(bytes.fromhex(shown[path].oid), shown[path].size)
+            if stored is None:
+                self._lacking[key] = path
+                return {}
+            found[path] = stored
+        return found

@@ -1,0 +1,185 @@
+"""The Hub as this node knows it: from the shelf where that will do, from the Hub with the caller's own token where not.
+
+A commit never changes, so what is kept of a public one is the answer. What a branch means is asked again after
+`FRESH_S`; while the Hub cannot be reached, what it meant last is the answer, at once. Of a private or gated repository
+nothing is told or given without the Hub's leave for this very caller. Tokens live as long as the request that brought
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ipfs_accelerate_node.config import Config
+from ipfs_accelerate_node.errors import AuthRequired, InvalidConfig, NodeError, NotFound, SourceUnavailable
+from ipfs_accelerate_node.fetch.flights import Flights
+from ipfs_accelerate_node.fetch.hub_files import HubFiles
+from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
+from ipfs_accelerate_node.fetch.threads import in_thread
+from ipfs_accelerate_node.sources.hub import HubSource
+from ipfs_accelerate_node.sources.hub_answers import Commit, HubFile, TreeEntry
+from ipfs_accelerate_node.sources.hub_names import HubRepo, check_repo, checked_revision
+from ipfs_accelerate_node.store import Store, StoredFile, StoredModel
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 60.0  # what a branch means is taken from the shelf for so long
+PATIENCE_S = 2.0  # for the Hub, where the shelf has an answer that may be old
+OUTAGE_S = 30.0  # a Hub that did not answer is not waited for again
+LINGER_S = 30.0  # a file is fetched on for so long after its last client left: it may come back for the rest
+INVALID_TOKEN = "Invalid credentials in Authorization header"
+
+
+class HubMirror:
+    """Owns what is under way on behalf of clients. Its tasks live in the group that is passed in."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        shelf: HubShelf,
+        group: asyncio.TaskGroup,
+        *,
+        landed: Callable[[StoredModel], None] = lambda _: None,
+    ) -> None:
+        """landed: told of a model that has become complete, file by file."""
+        self.shelf = shelf
+        self._config = config
+        self._files = HubFiles(store, shelf, self._source, landed)
+        self._answers: Flights[tuple[HubRepo, str, str | None], KeptCommit] = Flights(group)
+        self._transfers: Flights[str, StoredFile] = Flights(group, linger_s=LINGER_S)
+        self._down_until = 0.0
+
+    def close(self) -> None:
+        self._answers.close()
+        self._transfers.close()
+
+    async def commit(
+        self, repo: HubRepo, revision: str, token: str | None, *, files_are_checked: bool = False
+    ) -> KeptCommit:
+        """What the Hub says of that commit. files_are_checked: the caller will ask `admit` for each file, so that a
+        commit of a restricted repository need not be asked for again.
+
+        Raises BadRequest(invalid_reference), UnsafeContent, NotFound, AuthRequired, SourceUnavailable.
+        """
+        check_repo(repo.id)
+        known = await in_thread(self._known, repo, checked_revision(revision))
+        if known is None:
+            return await self._ask(repo, revision, token)
+        kept, age_s = known
+        if kept.restricted:
+            asks = age_s > FRESH_S or not files_are_checked
+            return await self._ask(repo, revision, token) if asks else kept
+        if age_s <= FRESH_S or not self._is_reachable():
+            return kept
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await self._ask(repo, revision, token, hurried=True)
+        except TimeoutError:
+            self._note_outage(None)
+        except AuthRequired:
+            raise
+        except SourceUnavailable as exc:
+            log.info("hub.unreachable source=%s code=%s repo=%s: kept answer", exc.source, exc.code, repo)
+        return kept
+
+    async def admit(self, kept: KeptCommit, path: str, token: str | None) -> None:
+        """Asks the Hub whether this caller may read a file of a private or gated repository, raising what it says."""
+        entry = kept.file(path)
+        file = entry.file if entry is not None else HubFile(path, 0, "")
+        async with self._source(token) as hub:
+            await hub.admits(kept.snapshot, file)
+
+    async def file(self, kept: KeptCommit, entry: TreeEntry, token: str | None) -> StoredFile:
+        """The whole verified file: at once if it is here, else when it is. One transfer for all who ask meanwhile.
+
+        Raises NotFound, AuthRequired, SourceUnavailable, IntegrityError, QuotaExceeded, StorageError.
+        """
+        found = await in_thread(self._files.here, kept, entry)
+        key = entry.file.oid
+        while found is None:
+            leads = self._transfers.leads(key)
+            try:
+                found = await self._transfers.join(key, lambda: self._files.bring(kept, entry, token))
+            except (AuthRequired, NotFound):
+                if leads:  # else it was another caller's token that would not do
+                    raise
+        return found
+
+    async def refs(self, repo: HubRepo, token: str | None) -> dict[str, str]:
+        """Full name to commit; of a public repository that is known, from the shelf when the Hub cannot be asked."""
+        check_repo(repo.id)
+        known = await in_thread(self.shelf.refs, repo)
+        try:
+            async with self._source(token) as hub:
+                return await hub.refs(repo)
+        except AuthRequired:
+            raise
+        except SourceUnavailable:
+            if known.restricted or not known.refs:
+                raise
+            return {_full(name): ref.commit for name, ref in known.refs.items()}
+
+    async def identity(self, token: str) -> dict[str, object]:
+        """Whose token it is, as the Hub says. Raises AuthRequired, SourceUnavailable."""
+        async with self._source(token) as hub:
+            return await hub.identity()
+
+    # private
+
+    def _known(self, repo: HubRepo, revision: str) -> tuple[KeptCommit, float] | None:
+        ref = self.shelf.ref(repo, revision)
+        if ref is None:
+            return None
+        kept = self.shelf.commit(repo, ref[0])
+        return None if kept is None else (kept, ref[1])
+
+    async def _ask(self, repo: HubRepo, revision: str, token: str | None, *, hurried: bool = False) -> KeptCommit:
+        key = (repo, revision, token)
+        return await self._answers.join(key, lambda: self._answer(repo, revision, token, hurried))
+
+    async def _answer(self, repo: HubRepo, revision: str, token: str | None, hurried: bool) -> KeptCommit:
+        try:
+            async with self._source(token, hurried=hurried) as hub:
+                about = await hub.about(repo, revision)
+                kept = await in_thread(self.shelf.commit, repo, about.sha)
+                if kept is not None and not (kept.claimed or kept.restricted or about.restricted):
+                    await in_thread(self.shelf.note_ref, repo, revision, about, hub.name)
+                    return kept
+                answer = Commit(about, await hub.tree(repo, about.sha))
+                return await in_thread(self.shelf.keep, KeptCommit.of(repo, answer, hub.name), revision)
+        except NodeError as exc:
+            if isinstance(exc, SourceUnavailable) and not isinstance(exc, AuthRequired):
+                self._note_outage(exc.retry_after_s)
+            raise
+
+    def _is_reachable(self) -> bool:
+        return not self._config.hf_offline and asyncio.get_running_loop().time() >= self._down_until
+
+    def _note_outage(self, wait_s: float | None) -> None:
+        self._down_until = asyncio.get_running_loop().time() + max(OUTAGE_S, wait_s or 0.0)
+
+    def _source(self, token: str | None, *, hurried: bool = False) -> HubSource:
+        config = self._config
+        try:
+            return HubSource(
+                config.hf_upstream,
+                token=token,
+                offline=config.hf_offline,
+                redirect_origins=(),
+                stall_timeout_s=config.stall_timeout_s,
+                first_byte_timeout_s=config.first_byte_timeout_s,
+                **({"backoff_s": 0.0} if hurried else {}),
+            )
+        except InvalidConfig as exc:
+            if exc.detail.get("param") != "hf_token":
+                raise
+            raise AuthRequired(
+                "what came as a token is none", source=config.hf_upstream, hub_message=INVALID_TOKEN
+            ) from exc
+
+
+def _full(name: str) -> str:
+    return name if name.startswith("refs/") else f"refs/heads/{name}"
