@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from ipfs_accelerate_node.config_values import CHECKS, READERS, SECRETS, Given, is_true
+from ipfs_accelerate_node.config_values import CHECKS, READERS, SECRETS, Given, is_true, peer_id
 from ipfs_accelerate_node.errors import InvalidConfig
 
 PREFIX = "IPFS_ACCELERATE_NODE_"
@@ -31,7 +31,7 @@ class Config:
     bootstrap: tuple[str, ...] | None = None  # multiaddrs; None: the public network; (): nobody
     kubo_loopback: bool = False  # managed Kubo talks to loopback only (tests): no mDNS, no public helpers
     gateways: tuple[str, ...] = ()  # trustless gateways by URL
-    peers: tuple[str, ...] = ()  # other nodes by URL
+    peers: tuple[str, ...] = ()  # other nodes by URL, or by PeerID (through a tunnel)
     tunnels: bool = True  # meet other nodes over libp2p: our peers' listener by `ipfs p2p`, theirs by PeerID
     allow_hosts: tuple[str, ...] = ()  # further Host header values that are ours (name or name:port)
     share: bool = False  # non-loopback bind: /ipfs and peers' routes are open without a key
@@ -84,7 +84,10 @@ def load_config(flags: Mapping[str, object], env: Mapping[str, str], file: Path 
     values.setdefault("ipfs_path", _path_variable(env, "IPFS_PATH"))
     values.setdefault("hf_token", _hub_token(env))
     values.setdefault("hf_offline", any(is_true(env.get(name)) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")))
-    return Config(**values)  # type: ignore[arg-type]  # READERS made each value of its field's own type
+    config = Config(**values)  # type: ignore[arg-type]  # READERS made each value of its field's own type
+    if not config.tunnels and (named := next((p for p in config.peers if peer_id(p)), None)):
+        raise InvalidConfig(f"peers: {named} is reached by a tunnel, and tunnels are switched off", param="peers")
+    return config
 
 
 def config_file(env: Mapping[str, str]) -> Path:

@@ -165,6 +165,30 @@ def _origins(given: Given, value: object) -> object:
     return tuple(dict.fromkeys(_origin(Given(given.name, url, given.place, given.base), url) for url in urls))
 
 
+_PEER_ID = re.compile(
+    r"(?:/p2p/|peer:)?(12D3Koo[1-9A-HJ-NP-Za-km-z]{45}|16Uiu2[1-9A-HJ-NP-Za-km-z]{48}|Qm[1-9A-HJ-NP-Za-km-z]{44})"
+)
+
+
+def peer_id(text: str) -> str | None:
+    """The PeerID in ``12D3Koo…``, ``/p2p/12D3Koo…`` or ``peer:12D3Koo…`` (so receipts spell it; also the older kinds
+    ``16Uiu2…`` and ``Qm…``), None for any other text. Only its form is looked at."""
+    match = _PEER_ID.fullmatch(text)
+    return match[1] if match else None
+
+
+def _peers(given: Given, value: object) -> object:
+    """URLs as `_origin` has them, and PeerIDs."""
+    texts = value if isinstance(value, tuple) else ()
+    said = "wants a URL like https://host:port, or a PeerID"
+    return tuple(
+        dict.fromkeys(
+            peer_id(text) or _origin(Given(given.name, text, given.place, given.base), text, said=said)
+            for text in texts
+        )
+    )
+
+
 def _upstream(given: Given, value: object) -> object:
     origin = _origin(given, str(value))
     if not origin.startswith("https://") and not is_loopback(urlsplit(origin).hostname or ""):
@@ -190,7 +214,7 @@ CHECKS: dict[str, Callable[[Given, object], object]] = {
     "kubo": _kubo,
     "kubo_auth": _kubo_auth,
     "gateways": _origins,
-    "peers": _origins,
+    "peers": _peers,
     "share_rate_bytes": _within(1_000_000, 1 << 62),
     "share_connections": _within(1, 4096),
     "quota_bytes": _within(1 << 20, 1 << 62),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipfs_accelerate_node.config import Config, config_file, default_cache, load_config
-from ipfs_accelerate_node.config_values import is_loopback
+from ipfs_accelerate_node.config_values import is_loopback, peer_id
 from ipfs_accelerate_node.errors import InvalidConfig
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -233,6 +233,21 @@ def test_good_urls_are_kept_as_origins(home: dict[str, str], url: str, kept: str
     assert load_config({"gateways": (url,), "peers": (url,)}, home, None).gateways == (kept,)
 
 
+PEER = "12D3KooWGaUYk5TBjFRYZVcoCQtEtbownBXysrvGUjy89ig63u3e"
+
+
+@pytest.mark.parametrize("spelled", [PEER, f"/p2p/{PEER}", f"peer:{PEER}"])
+def test_a_peer_by_its_peer_id(home: dict[str, str], spelled: str) -> None:
+    assert load_config({"peers": (spelled, "http://a")}, home, None).peers == (PEER, "http://a")
+    assert "a URL" in refused({"gateways": (spelled,)}, home, None)
+    assert "tunnels are switched off" in refused({"peers": (spelled,), "tunnels": False}, home, None)
+
+
+@pytest.mark.parametrize("text", [PEER[:-1], PEER + "1", PEER.replace("W", "0"), f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}"])
+def test_what_is_no_peer_id(home: dict[str, str], text: str) -> None:
+    assert "peers" in refused({"peers": (text,)}, home, None)
+
+
 def test_the_hub_token_is_found_as_the_hub_library_finds_it(home: dict[str, str], tmp_path: Path) -> None:
     def token(**env: str) -> str | None:
         return load_config({}, home | env, None).hf_token
@@ -296,4 +311,4 @@ def test_any_environment_is_a_config_or_a_refusal(env: dict[str, str]) -> None:
     except InvalidConfig:
         return
     assert 0 <= config.port <= 65535
-    assert all(url.startswith(("http://", "https://")) for url in (*config.gateways, *config.peers))
+    assert all(url.startswith(("http://", "https://")) or peer_id(url) for url in (*config.gateways, *config.peers))

@@ -42,7 +42,7 @@ _VALUES = {
 }
 _LISTS = {
     "gateway": ("URL", "Trustless gateway to fetch from; may be repeated."),
-    "peer": ("URL", "Another node to fetch from; may be repeated."),
+    "peer": ("URL|PEERID", "Another node to fetch from; may be repeated."),
     "bootstrap": ("MULTIADDR", "First peers of the managed Kubo, instead of the public network's; none: nobody."),
     "allow_host": ("NAME", "A further Host header that means this node; may be repeated."),
 }

@@ -1,14 +1,13 @@
-"""How two nodes know each other: the libp2p protocol that leads to the peers' listener, PeerIDs, and the question of
-who is there."""
+"""How two nodes know each other: the libp2p protocol that leads to the peers' listener, and the question of who is
+there."""
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import msgspec
 
-from ipfs_accelerate_node.errors import SourceUnavailable, Unauthorized
+from ipfs_accelerate_node.errors import Unauthorized
 from ipfs_accelerate_node.records.request import check_proof, fresh_nonce
 from ipfs_accelerate_node.sources.guard import Origin
 from ipfs_accelerate_node.sources.http import Asked, GuardedSession, Pace
@@ -17,10 +16,6 @@ PROTOCOL = "/x/ipfs-accelerate-node/1"
 AGENT = "ipfs-accelerate-node"
 
 _ANSWER_BYTES = 16 << 10
-_PEER_ID = re.compile(
-    r"(?:/p2p/)?(12D3Koo[1-9A-HJ-NP-Za-km-z]{45}|16Uiu2[1-9A-HJ-NP-Za-km-z]{48}|Qm[1-9A-HJ-NP-Za-km-z]{44})"
-)
-
 _Short = Annotated[str, msgspec.Meta(max_length=200)]
 
 
@@ -33,12 +28,6 @@ class Who(msgspec.Struct, frozen=True):
     version: _Short = ""
     dial: _Short | None = None
     proof: _Short | None = None
-
-
-def dialled(text: str) -> str | None:
-    """The PeerID in ``/p2p/ID`` or ``ID``; None for a text that is no PeerID."""
-    match = _PEER_ID.fullmatch(text)
-    return match[1] if match else None
 
 
 async def ask_who(url: str, *, name: str, peer_id: str, timeout_s: float) -> Who:
@@ -67,8 +56,3 @@ async def ask_who(url: str, *, name: str, peer_id: str, timeout_s: float) -> Who
     except Unauthorized as exc:
         raise asked.fault("cannot show that it is the node it says it is", "not_a_node") from exc
     return who
-
-
-def absent(name: str, reason: object, code: str = "source_unavailable") -> SourceUnavailable:
-    """A peer that cannot be reached, as the error of a source."""
-    return SourceUnavailable(f"{name}: {reason}", source=name, code=code)
