@@ -46,9 +46,10 @@ class Stall:
 
 @dataclass(frozen=True)
 class Drip:
-    """One byte every so often, for ever."""
+    """One byte every so often, for ever; headers: one more header instead."""
 
     every_s: float = 0.02
+    headers: bool = False
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,11 @@ class FakeGateway:
             transport.write(fault.wire)
             transport.close()
             return response
+        if isinstance(fault, Drip) and fault.headers:
+            transport.write(b"HTTP/1.1 200 OK\r\n")
+            while not self._closing.is_set():
+                transport.write(b"X: y\r\n")
+                await self._tick(fault.every_s)
         await response.prepare(request)
         if isinstance(fault, Truncate | Stall):
             await response.write(body[: fault.after])
