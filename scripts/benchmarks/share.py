@@ -212,7 +212,9 @@ def report(result: dict[str, Any]) -> str:
     for number, figures in enumerate(result["rounds"], 1):
         for name in ("idle", "pulled"):
             phase = figures[name]
-            pulled = f"  pull {figures['pull_mb_s']:6.1f} MB/s  ratio {figures['ratio']:.2f}" if name == "pulled" else ""
+            pulled = (
+                f"  pull {figures['pull_mb_s']:6.1f} MB/s  ratio {figures['ratio']:.2f}" if name == "pulled" else ""
+            )
             lines.append(
                 f"  {number} {name:<7} p50 {phase['p50_ms']:7.2f} ms  p95 {phase['p95_ms']:7.2f} ms  "
                 f"p99 {phase['p99_ms']:7.2f} ms  max {phase['max_ms']:7.1f} ms  {phase['per_s']:5.0f}/s{pulled}"

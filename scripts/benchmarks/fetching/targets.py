@@ -87,7 +87,7 @@ def tf3(bed: Bed) -> Figures:
     node that knows none of them."""
     model = bed.model("tf3")
     good = bed.server(model, rate_bytes=CAP_BYTES, have=True)
-    named: list[dict[str, bool]] = []
+    named: list[dict[str, str | None]] = []
     fetched: list[float] = []
 
     def alone() -> float:
@@ -104,14 +104,9 @@ def tf3(bed: Bed) -> Figures:
         done = taker.fetch(model)
         taker.stop()
         bed.drop(taker.cache)
-        shares = done.shares
-        named.append(
-            {
-                "corrupting": shares.get(corrupt.url, {}).get("rejected", 0) > 0,
-                "stalling": faulted(shares.get(stalling.url, {})),
-            }
-        )
         assert done.receipt is not None
+        failures = {failure["source"]: failure["code"] for failure in done.receipt["failures"]}
+        named.append({"corrupting": failures.get(corrupt.url), "stalling": failures.get(stalling.url)})
         fetched.append(done.receipt["bytes_fetched"] / model.size_bytes)
         return done.seconds
 
@@ -124,11 +119,6 @@ def tf3(bed: Bed) -> Figures:
         "named": named,
         "bytes_fetched": fetched,
     }
-
-
-def faulted(share: dict[str, Any]) -> bool:
-    """Whether the receipt says of that source that it failed, in whatever words it has for that."""
-    return bool(share.get("rejected") or share.get("failed") or share.get("failures") or share.get("fault"))
 
 
 def tf4(bed: Bed) -> Figures:
