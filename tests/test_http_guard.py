@@ -13,10 +13,6 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from yarl import URL
 
 from ipfs_accelerate_node.content.cid import Cid
@@ -24,6 +20,7 @@ from ipfs_accelerate_node.errors import InvalidConfig, SourceUnavailable
 from ipfs_accelerate_node.sources.gateway import GatewaySource
 from ipfs_accelerate_node.sources.guard import AddressRefused, Guard, Origin, embedded, local_name, public
 from ipfs_accelerate_node.sources.http import Asked, GuardedSession, Pace, retry_after_s
+from tests.support.certificates import self_signed
 from tests.support.gateway import FakeGateway, redirect
 
 BLOCK = b"a block of some model"
@@ -319,40 +316,7 @@ Certificate = Callable[[str, int], tuple[ssl.SSLContext, Path]]
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Certificate:
-    """A self-signed certificate for a name, valid for so many days from now (negative: expired)."""
-
-    def make(name: str, days: int) -> tuple[ssl.SSLContext, Path]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        now = dt.datetime.now(dt.UTC)
-        try:
-            alternative: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
-        except ValueError:
-            alternative = x509.DNSName(name)
-        signed = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(days=30))
-            .not_valid_after(now + dt.timedelta(days=days))
-            .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .sign(key, hashes.SHA256())
-        )
-        pem = tmp_path / "server.pem"
-        pem.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-            + signed.public_bytes(serialization.Encoding.PEM)
-        )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(pem)
-        return context, pem
-
-    return make
+    return lambda name, days: self_signed(tmp_path / "server.pem", name, days)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class _Rest(asyncio.BufferedProtocol):
         self._owner = owner
         self._transport = transport
         self._left = left
-        self._piece = memoryview(bytearray(max(len(begun), min(PIECE_BYTES, len(begun) + left))))
+        self._piece = self._fresh(len(begun) + left, len(begun))
         self._piece[: len(begun)] = begun
         self._filled = len(begun)
         self._handed = 0  # of the piece
@@ -91,11 +91,17 @@ class _Rest(asyncio.BufferedProtocol):
     def waits_for_peer(self) -> bool:
         return not (self._paused or self.returned)
 
+    def _fresh(self, left: int, at_least: int = 0) -> memoryview:
+        """The last piece has room for one byte more, which must not come: left in the socket, it would be taken for
+        the answer to the next request."""
+        size_bytes = max(PIECE_BYTES, at_least)
+        return memoryview(bytearray(left + 1 if left <= size_bytes else size_bytes))
+
     def _hand_out(self) -> None:
         self._ready.append(self._piece[self._handed : self._filled])
         self._handed = self._filled
-        if self._filled == len(self._piece) and self._left:
-            self._piece = memoryview(bytearray(min(PIECE_BYTES, self._left)))
+        if self._filled == len(self._piece):
+            self._piece = self._fresh(self._left)
             self._filled = self._handed = 0
         self._wake()
 
@@ -109,9 +115,13 @@ class _Rest(asyncio.BufferedProtocol):
         return self._piece[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._filled += nbytes
-        self._left -= nbytes
+        surplus = max(0, nbytes - self._left)
+        self._filled += nbytes - surplus
+        self._left -= nbytes - surplus
         self.received += nbytes
+        if surplus:
+            self.fail(ValueError("bytes after the announced length"))
+            return
         if self._left == 0:
             self.returned = True
             self._transport.set_protocol(self._owner)
