@@ -10,34 +10,44 @@ import asyncio
 import re
 import time
 from collections import Counter, OrderedDict
+from dataclasses import dataclass
 
 from aiohttp import web
 
 from ipfs_accelerate_node.api.listener import Connection, Refusal
 from ipfs_accelerate_node.errors import Overloaded
 
-MAX_CONNECTIONS = 256
-MAX_CONNECTIONS_OF_PEER = 32
-REQUESTS_PER_S, BURST = 500, 1000  # of one peer: blocks of 1 MiB one by one at more than any line carries
-KNOWN_PEERS = 1024
+KNOWN_PEERS = 1024  # whose requests are counted
 
 _PEER_LINE = re.compile(rb"[1-9A-HJ-NP-Za-km-z]{40,64}\r?")
 _LINE_BYTES = 66
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """connections: of all. Of one peer: connections_of_peer, and burst requests that come back at requests_per_s (as
+    many as it takes to carry blocks of 1 MiB one by one faster than any line)."""
+
+    connections: int = 256
+    connections_of_peer: int = 32
+    requests_per_s: float = 500
+    burst: int = 1000
+
+
 class Allowances:
     """What each peer has taken: connections it has now, requests of the last seconds (a bucket that fills again)."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
         self._connections: Counter[str] = Counter()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (left, when)
 
     def accept(self, http: web.Server) -> asyncio.Protocol:
         """The protocol of a new connection."""
-        return PeerConnection(http, self) if len(http.connections) < MAX_CONNECTIONS else Refusal()
+        return PeerConnection(http, self) if len(http.connections) < self._limits.connections else Refusal()
 
     def enters(self, peer: str) -> bool:
-        if self._connections[peer] >= MAX_CONNECTIONS_OF_PEER:
+        if self._connections[peer] >= self._limits.connections_of_peer:
             return False
         self._connections[peer] += 1
         return True
@@ -50,8 +60,8 @@ class Allowances:
     def take(self, peer: str) -> None:
         """One request. Raises Overloaded (rate_limited)."""
         now = time.monotonic()
-        left, when = self._buckets.pop(peer, (float(BURST), now))
-        left = min(BURST, left + (now - when) * REQUESTS_PER_S)
+        left, when = self._buckets.pop(peer, (float(self._limits.burst), now))
+        left = min(self._limits.burst, left + (now - when) * self._limits.requests_per_s)
         self._buckets[peer] = (max(0.0, left - 1), now)
         while len(self._buckets) > KNOWN_PEERS:
             self._buckets.popitem(last=False)
