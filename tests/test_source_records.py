@@ -1,0 +1,134 @@
+"""What is remembered of sources: across starts, within bounds, and with what effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.errors import IntegrityError, NoSource
+from ipfs_accelerate_node.fetch import experience
+from ipfs_accelerate_node.sources import GatewaySource
+from ipfs_accelerate_node.sources.source import Abilities
+from ipfs_accelerate_node.store import Store
+from ipfs_accelerate_node.store.source_records import (
+    ABILITIES_LAST_S,
+    BAD,
+    LIE,
+    MAX_ROWS,
+    MAX_STRIKES,
+    Conduct,
+    SourceRecord,
+)
+
+URL = "https://gateway.example"
+NOW = 1_700_000_000.0
+
+
+def found(store: Store, source: str = URL, now: float = NOW) -> SourceRecord:
+    record = store.source_records.find(source, now)
+    assert record is not None
+    return record
+
+
+def good(size: int = 1000) -> Conduct:
+    return Conduct(URL, "gateway", bytes=size, seconds=0.5)
+
+
+def test_a_record_outlives_the_store(cache: Path) -> None:
+    with Store.open(cache) as store:
+        assert store.source_records.find(URL, NOW) is None
+        store.source_records.note([Conduct(URL, "gateway", 1000, 0.5, 0, None, False, True)], NOW)
+        store.source_records.note([good(3000)], NOW + 1)
+    with Store.open(cache) as store:
+        record = found(store)
+    assert (record.bytes, record.seconds, record.bytes_per_s) == (4000, 1.0, 4000)
+    assert (record.ranges, record.cars, record.seen, record.bad) == (False, True, int(NOW) + 1, False)
+
+
+def test_a_rebuilt_index_starts_without_experience(cache: Path) -> None:
+    with Store.open(cache) as store:
+        store.source_records.note([good()], NOW)
+    (cache / "index.sqlite").write_bytes(b"no database")
+    with Store.open(cache) as store:
+        assert store.source_records.find(URL, NOW) is None
+        store.source_records.note([good()], NOW)
+        assert found(store).bytes == 1000
+
+
+def test_abilities_are_asked_anew_after_a_while(cache: Path) -> None:
+    with Store.open(cache) as store:
+        store.source_records.note([Conduct(URL, "gateway", ranges=False, cars=True)], NOW)
+        later = NOW + ABILITIES_LAST_S
+        store.source_records.note([good()], later - 10)  # did not probe: the old probe's time stands
+        assert found(store, now=later - 1).cars is True
+        record = found(store, now=later)
+        assert (record.ranges, record.cars) == (None, None)
+
+
+def test_a_lie_makes_a_bad_record_and_good_fetches_mend_it(cache: Path) -> None:
+    with Store.open(cache) as store:
+        store.source_records.note([Conduct(URL, "gateway", 10, 0.1, rejected=1, fault="hash_mismatch")], NOW)
+        assert (found(store).strikes, found(store).bad, found(store).fault) == (LIE, True, "hash_mismatch")
+        store.source_records.note([good()], NOW)
+        assert found(store).bad is (LIE // 2 >= BAD)
+        store.source_records.note([good()], NOW)
+        assert (found(store).bad, found(store).rejected, found(store).fault) == (False, 1, None)
+
+
+def test_one_failure_is_no_bad_record(cache: Path) -> None:
+    with Store.open(cache) as store:
+        for n in range(1, 2 * MAX_STRIKES):
+            store.source_records.note([Conduct(URL, "gateway", fault="stalled")], NOW)
+            assert found(store).bad is (n >= BAD)
+        assert found(store).strikes == MAX_STRIKES
+        store.source_records.note([Conduct(URL, "gateway")], NOW)  # was not asked, or lacked it: nothing to say
+        assert found(store).strikes == MAX_STRIKES
+
+
+def test_rows_are_bounded_and_the_longest_unseen_go(cache: Path) -> None:
+    with Store.open(cache) as store:
+        for n in range(MAX_ROWS + 5):
+            store.source_records.note([Conduct(f"https://{n}.example", "gateway", bytes=1)], NOW + n)
+        assert store.source_records.find("https://4.example", NOW) is None
+        assert found(store, "https://5.example")
+    with Store.open(cache) as store:
+        assert store.source_records.find("https://4.example", NOW) is None
+        assert found(store, "https://5.example")
+        assert found(store, f"https://{MAX_ROWS + 4}.example")
+
+
+def test_a_failed_fetch_is_remembered_by_its_attempts(cache: Path) -> None:
+    liar, slow, lacking = (GatewaySource(f"https://{name}.example") for name in ("liar", "slow", "lacking"))
+    slow.abilities = Abilities(ranges=False, cars=True)
+    attempts = [
+        {"source": liar.name, "kind": "gateway", "code": "hash_mismatch"},
+        {"source": slow.name, "kind": "gateway", "code": "stalled"},
+        {"source": lacking.name, "kind": "gateway", "code": "not_found"},
+    ]
+    root = Cid.of(b"root")
+    lie = IntegrityError(expected=root, actual=Cid.of(b"other"), origin=liar.name)
+    lie.detail["attempts"] = attempts
+    with Store.open(cache) as store:
+        experience.remember(store, [liar, slow, lacking], lie)
+        experience.remember(store, [liar], NoSource("nobody", source="none"))
+        records = {s.name: store.source_records.find(s.name, NOW) for s in (liar, slow, lacking)}
+        assert [(r.rejected, r.strikes, r.fault) for r in records.values() if r] == [
+            (1, LIE, "hash_mismatch"),
+            (0, 1, "stalled"),
+            (0, 0, None),
+        ]
+        assert experience.by_record(store, [liar, slow, lacking]) == [slow, lacking, liar]
+        assert experience.abilities(store, slow.name) == slow.abilities
+        assert experience.abilities(store, "https://new.example") == Abilities()
+        assert "wrong bytes 1 times" in (experience.told(store, liar.name) or "")
+        assert experience.told(store, slow.name) is None
+
+
+@pytest.mark.parametrize("name", ["'; DROP TABLE sources; --", "peer:12D3KooW", "x" * 5000])
+def test_names_are_only_values(cache: Path, name: str) -> None:
+    with Store.open(cache) as store:
+        store.source_records.note([Conduct(name, "peer", bytes=7)], NOW)
+    with Store.open(cache) as store:
+        assert found(store, name).bytes == 7
