@@ -29,9 +29,12 @@ from ipfs_accelerate_node.content.reference import (
 )
 from ipfs_accelerate_node.errors import Loading, NotFound
 from ipfs_accelerate_node.fetch.hub import drop_staged
+from ipfs_accelerate_node.fetch.hub_mirror import HubMirror
+from ipfs_accelerate_node.fetch.hub_shelf import HubShelf
 from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt, StoppedPin
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, Wish, receipt
 from ipfs_accelerate_node.fetch.seeder import Seeder
+from ipfs_accelerate_node.fetch.survey import Survey
 from ipfs_accelerate_node.inference.catalogue import Catalogue
 from ipfs_accelerate_node.inference.model import Accelerator
 from ipfs_accelerate_node.inference.openvino import artefacts
@@ -81,16 +84,19 @@ class Node:
             )
             self.seeder = Seeder(self.store, self.kubo)
             self._seeding = self._group.create_task(self.seeder.run(), name="seed")
-            meets = self.config.tunnels and self.kubo.state != "off"
+            tunnels = self.config.tunnels
             self._pins = Pins(
                 self.config,
                 self.store,
                 self.kubo,
                 self.seeder,
                 self._group,
-                discover=self.peers.providers if meets else None,
-                by_peer_id=self.peers.source if meets else None,
+                discover=self.peers.providers if tunnels and self.kubo.state != "off" else None,
+                by_peer_id=self.peers.source if tunnels else None,
             )
+            shelf = await asyncio.to_thread(HubShelf, self.config.cache)
+            self.hub = HubMirror(self.config, self.store, shelf, self.seeder, self._group)
+            self._pins.shelf = shelf
             self._exit = stack.pop_all()
         self.ready = True
         log.info("node.start cache=%s peer=%s version=%s", self.config.cache, self.key.peer_id, __version__)
@@ -101,6 +107,7 @@ class Node:
     ) -> None:
         self.ready = False
         self._pins.close()
+        self.hub.close()
         self.serving.close()
         self._seeding.cancel()
         await self._exit.__aexit__(kind, error, trace)
@@ -164,6 +171,10 @@ class Node:
     def start_pin(self, ref: str, wish: Wish) -> PinJob:
         """Starts fetching; the returned job is watched with `updates`."""
         return self._pins.start(ref, self.catalogue.meant, wish)
+
+    async def plan(self, ref: str, *, only: tuple[str, ...] = (), source: str | None = None) -> Survey:
+        """What a pin of the same would fetch, from whom, and what it needs."""
+        return await self._pins.survey(ref, self.catalogue.meant, only=only, source=source)
 
     def pin_job(self, id_or_root: str) -> PinJob | None:
         return self._pins.jobs.find(id_or_root)

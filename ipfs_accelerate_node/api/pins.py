@@ -17,8 +17,8 @@ from ipfs_accelerate_node.api.bodies import read_json
 from ipfs_accelerate_node.api.context import node
 from ipfs_accelerate_node.api.pipeline import TRAFFIC, Route
 from ipfs_accelerate_node.api.traffic import finished
-from ipfs_accelerate_node.api.wire import PinRequest, json_bytes, json_reply
-from ipfs_accelerate_node.errors import NodeError, NotFound
+from ipfs_accelerate_node.api.wire import MAX_PATTERNS, PinRequest, json_bytes, json_reply
+from ipfs_accelerate_node.errors import InvalidInput, NodeError, NotFound
 from ipfs_accelerate_node.fetch.jobs import PinJob
 from ipfs_accelerate_node.fetch.pins import Wish
 from ipfs_accelerate_node.node import Node
@@ -34,6 +34,15 @@ async def start_pin(request: web.Request) -> web.Response:
     wish = Wish(name=body.name, announce=body.announce, source=body.source, only=tuple(body.only))
     job = node(request).start_pin(body.ref, wish)
     return json_reply(job, status=202, headers={"Location": f"/api/pins/{job.id}"})
+
+
+async def show_plan(request: web.Request) -> web.Response:
+    """What a pin would fetch: ``?ref=``, ``&only=`` (may be repeated), ``&source=``."""
+    query = request.query
+    ref, only, source = query.get("ref", ""), tuple(query.getall("only", [])), query.get("source")
+    if not ref or len(only) > MAX_PATTERNS:
+        raise InvalidInput(f"a plan needs a ref, and at most {MAX_PATTERNS} patterns", param="only" if ref else "ref")
+    return json_reply(await node(request).plan(ref, only=only, source=source))
 
 
 async def list_pins(request: web.Request) -> web.Response:
@@ -109,6 +118,7 @@ async def _job(here: Node, ref: str) -> PinJob:
 
 
 ROUTES = (
+    Route("GET", "/api/plan", show_plan, Surface.STATE),
     Route("POST", "/api/pins", start_pin, Surface.STATE),
     Route("GET", "/api/pins", list_pins, Surface.STATE),
     Route("GET", "/api/pins/{ref:.+}/events", pin_events, Surface.STATE),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from ipfs_accelerate_node.content.plan import FilePlan, ModelPlan
-from ipfs_accelerate_node.errors import NotFound
+from ipfs_accelerate_node.errors import BadRequest, NotFound
 
 
 def is_meant(path: str, only: Iterable[str] | None) -> bool:
@@ -22,3 +22,13 @@ def selected(plan: ModelPlan, only: Iterable[str] | None) -> tuple[FilePlan, ...
         shown = " ".join(patterns)[:200]
         raise NotFound(f"no file of {plan.root} matches {shown}", code="no_match", cid=str(plan.root))
     return found
+
+
+def refuse_parts_of_hub(only: Iterable[str] | None) -> None:
+    """Raises BadRequest (code hub_is_whole) if there are patterns."""
+    if only:
+        raise BadRequest(
+            "a Hub repository is fetched whole, as its root depends on every file; parts can be had of what has a CID",
+            code="hub_is_whole",
+            param="only",
+        )

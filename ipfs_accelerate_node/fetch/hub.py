@@ -63,7 +63,7 @@ async def fetch_hub(
     snapshot = Snapshot.of(asked, answer)
     if shelf is not None:
         await asyncio.to_thread(shelf.keep, KeptCommit.of(asked, answer, hub.name), revision or DEFAULT_REVISION)
-    here = await asyncio.to_thread(_stored, store, snapshot)
+    here = await asyncio.to_thread(stored_commit, store, snapshot)
     if here is not None:
         return await asyncio.to_thread(_already_here, store, here, name)
     traffic = Traffic()
@@ -89,7 +89,7 @@ async def fetch_hub(
     )
 
 
-def _stored(store: Store, snapshot: Snapshot) -> StoredModel | None:
+def stored_commit(store: Store, snapshot: Snapshot) -> StoredModel | None:
     for model in store.models():
         provenance = model.provenance
         if (provenance.hub_repo, provenance.hub_commit) == (snapshot.repo, snapshot.commit):
@@ -129,11 +129,15 @@ def _provenance(hub: HubSource, snapshot: Snapshot, traffic: Traffic) -> Provena
     )
 
 
+def staging_folder(store: Store, what: str) -> Path:
+    """Where the files of what gather; it need not be there."""
+    return store.root / "hub" / hashlib.sha256(what.encode()).hexdigest()[:32]
+
+
 @contextmanager
 def staging(store: Store, what: str) -> Iterator[Path]:
     """The directory where the files of what gather, ours alone inside the context."""
-    key = hashlib.sha256(what.encode()).hexdigest()[:32]
-    directory = store.root / "hub" / key
+    directory = staging_folder(store, what)
     with storing(f"cannot stage {what}"):
         directory.parent.mkdir(mode=0o700, exist_ok=True)
         directory.mkdir(mode=0o700, exist_ok=True)

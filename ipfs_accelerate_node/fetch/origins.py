@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
 from ipfs_accelerate_node.config import Config
+from ipfs_accelerate_node.config_values import peer_id
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import BadRequest
 from ipfs_accelerate_node.kubo import KuboClient, KuboService
 from ipfs_accelerate_node.sources import GatewaySource, LateKubo, PeerSource, Source
 
 Discover = Callable[[Cid], AsyncGenerator[Source, None]]
-
-_PEER_ID = re.compile(r"(?:/p2p/|peer:)?(12D3Koo[1-9A-HJ-NP-Za-km-z]{45})")
 
 
 class Origins:
@@ -42,7 +40,7 @@ class Origins:
             return
         if named == "kubo" and self._kubo.state == "off":
             raise BadRequest(f"Kubo is off: {self._kubo.reason}", code="kubo_off", param="source")
-        if _PEER_ID.fullmatch(named) and self._by_peer_id is None:
+        if peer_id(named) is not None and self._by_peer_id is None:
             raise BadRequest("this node opens no tunnels, so it reaches no PeerID", code="no_tunnels", param="source")
 
     def open(self, stack: AsyncExitStack, named: str | None) -> list[Source]:
@@ -53,7 +51,8 @@ class Origins:
         wanted += [("kubo", "kubo")] if self._kubo.state != "off" else []
         wanted += [(url, "gateway") for url in config.gateways]
         if named is not None:
-            wanted = [w for w in wanted if w[0] == named] or [(named, "kubo" if named == "kubo" else "gateway")]
+            spelled = peer_id(named) or named
+            wanted = [w for w in wanted if w[0] == spelled] or [(named, "kubo" if named == "kubo" else "gateway")]
         sources = []
         for text, kind in wanted:
             source = self._source(text, kind)
@@ -70,8 +69,8 @@ class Origins:
         first_byte_s, stall_s = config.first_byte_timeout_s, config.stall_timeout_s
         if kind == "kubo":
             return LateKubo(self._ready, timeout_s=4 * first_byte_s)
-        if (peer := _PEER_ID.fullmatch(text)) is not None and self._by_peer_id is not None:
-            return self._by_peer_id(peer[1])
+        if (peer := peer_id(text)) is not None and self._by_peer_id is not None:
+            return self._by_peer_id(peer)
         if kind == "peer":
             return PeerSource(text, first_byte_timeout_s=first_byte_s, stall_timeout_s=stall_s)
         return GatewaySource(text, first_byte_timeout_s=first_byte_s, stall_timeout_s=stall_s)

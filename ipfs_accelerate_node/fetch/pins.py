@@ -20,14 +20,16 @@ from ipfs_accelerate_node.content.reference import (
     check_model_name,
     parse_reference,
 )
-from ipfs_accelerate_node.content.selection import is_meant, selected
+from ipfs_accelerate_node.content.selection import is_meant, refuse_parts_of_hub, selected
 from ipfs_accelerate_node.errors import BadRequest, NodeError, NotFound, Unavailable, problem
 from ipfs_accelerate_node.fetch.engine import Fetcher
 from ipfs_accelerate_node.fetch.hub import fetch_hub
+from ipfs_accelerate_node.fetch.hub_shelf import HubShelf
 from ipfs_accelerate_node.fetch.jobs import JobBoard, PinJob, Receipt
 from ipfs_accelerate_node.fetch.origins import Discover, Origins
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
 from ipfs_accelerate_node.fetch.seeder import Seeder
+from ipfs_accelerate_node.fetch.survey import Survey, Surveyor
 from ipfs_accelerate_node.kubo import KuboClient, KuboService
 from ipfs_accelerate_node.kubo.seeding import Seeded
 from ipfs_accelerate_node.sources import Source
@@ -68,6 +70,7 @@ class Pins:
         discover: Discover | None = None,
         by_peer_id: Callable[[str], Source] | None = None,
     ) -> None:
+        self.shelf: HubShelf | None = None  # what the Hub says of what is fetched is kept there
         self._config = config
         self._store = store
         self._kubo = kubo
@@ -77,6 +80,7 @@ class Pins:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.origins = Origins(config, kubo, self._ready_kubo, discover=discover, by_peer_id=by_peer_id)
         self.jobs = JobBoard()
+        self._surveyor = Surveyor(store, self.origins, self._fetcher.resolve, self.hub)
 
     def start(self, ref: str, stored: Meant, wish: Wish) -> PinJob:
         """Starts fetching. stored: finds what is here already. Raises BadRequest for what cannot be pinned so."""
@@ -94,6 +98,12 @@ class Pins:
         self._tasks[job.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
         return job
+
+    async def survey(self, ref: str, stored: Meant, *, only: tuple[str, ...] = (), source: str | None = None) -> Survey:
+        """What a pin of the same would do; see `Surveyor.survey`."""
+        reference = parse_reference(ref)
+        here = None if self._may_have_moved(reference, ref) else await asyncio.to_thread(stored, reference, ref)
+        return await self._surveyor.survey(reference, ref, here, only=only, named=source)
 
     def updates(self, job: PinJob) -> AsyncIterator[PinJob]:
         return self.jobs.updates(job.id)
@@ -199,15 +209,11 @@ class Pins:
                         progress=progress,
                     )
             case HubRef(repo=repo, revision=revision):
-                if wish.only:
-                    raise BadRequest(
-                        "a Hub repository is fetched whole, as its root depends on every file; "
-                        "parts can be had of what has a CID",
-                        code="hub_is_whole",
-                        param="only",
-                    )
+                refuse_parts_of_hub(wish.only)
                 async with self.hub() as hub:
-                    return await fetch_hub(self._store, hub, repo, revision, name=wish.name, progress=progress)
+                    return await fetch_hub(
+                        self._store, hub, repo, revision, name=wish.name, progress=progress, shelf=self.shelf
+                    )
             case _:
                 raise NotFound(
                     f"{job.ref} is neither a CID, a Hub repository nor a name known here", code="model_not_found"

@@ -11,7 +11,7 @@ from typing import Self
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf, ModelPlan
 from ipfs_accelerate_node.errors import BadRequest, NodeError, NotFound
-from ipfs_accelerate_node.store import reading
+from ipfs_accelerate_node.store import disk, reading
 from ipfs_accelerate_node.store.eviction import Eviction
 from ipfs_accelerate_node.store.failpoints import Failpoints
 from ipfs_accelerate_node.store.index import Index
@@ -20,10 +20,13 @@ from ipfs_accelerate_node.store.models import Departure, Models
 from ipfs_accelerate_node.store.partial import PartialFile
 from ipfs_accelerate_node.store.partials import Partials
 from ipfs_accelerate_node.store.quota import Ledger, Reservation
+from ipfs_accelerate_node.store.ranges import Ranges
 from ipfs_accelerate_node.store.reading import Scope
 from ipfs_accelerate_node.store.rebuild import Reconciliation, open_index
+from ipfs_accelerate_node.store.record import recorded
 from ipfs_accelerate_node.store.scrub import Scrub
 from ipfs_accelerate_node.store.sidecar import Label
+from ipfs_accelerate_node.store.source_records import SourceRecords
 from ipfs_accelerate_node.store.types import (
     GcReport,
     LeafPlace,
@@ -56,6 +59,7 @@ class Store:
         self._models = Models(layout, index, self._lock, fail)
         self.blobs = self._models.blobs
         self._partials = Partials(layout, self.blobs, self._ledger, fail, self._models.quarantine)
+        self.source_records = SourceRecords(index)
         self.underway = Underway(index, self._models, self._partials)
         eviction = Eviction(index, self._models, self._partials)
         self._eviction = eviction
@@ -223,6 +227,11 @@ class Store:
         """What may be written without evicting anything."""
         return max(0, self._ledger.room_bytes())
 
+    def evictable_bytes(self) -> int:
+        """What a reservation may free beyond `room_bytes`."""
+        with self._lock:
+            return self._eviction.evictable_bytes()
+
     def relieve(self, size_bytes: int) -> bool:
         """The disk is full in spite of a reservation: evicts once more. False if nothing could go."""
         with self._lock:
@@ -240,6 +249,12 @@ class Store:
         Its size comes out of the reservation (or any that is open), else out of free room. Raises QuotaExceeded.
         """
         return self._partials.open(cid, size, reservation)
+
+    def brought(self, cid: Cid, size: int) -> Ranges:
+        """Bytes of a file that is not whole yet, which an earlier or present transfer has made durable; changes
+        nothing."""
+        with disk.storing(f"cannot read the record of {cid}"):
+            return recorded(self.layout, cid, size)
 
     def keep_node(self, cid: Cid, block: bytes) -> None:
         """A node block of a model that is not complete yet; survives a restart.
