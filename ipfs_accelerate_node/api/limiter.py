@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from ipfs_accelerate_node.errors import Unavailable
 
 BUSY_S = 2.0  # inference counts as busy for so long after its last request
-BURST_S = 0.05  # what a late timer may catch up on
+BURST_S = 0.1  # what a late timer may catch up on
 RETRY_AFTER_S = 1.0
 _SMALLEST_SLICE, _LARGEST_SLICE, _FREE_SLICE = 64 << 10, 1 << 20, 4 << 20
 _SLICES_A_SECOND = 100
@@ -121,7 +121,8 @@ class Giving:
             (pipe or file).close()
 
     async def close(self, _: object = None) -> None:
-        self._threads.shutdown(wait=False)
+        """Once no request is under way any more; waits for threads that still read for one that was cut."""
+        await asyncio.to_thread(self._threads.shutdown)
 
 
 async def _first_bytes(transport: asyncio.Transport, file: io.BufferedReader, start: int, count: int) -> None:
