@@ -1,0 +1,192 @@
+"""Nodes that know each other by PeerID only, over real Kubo daemons: in by the peers' door, out by tunnels."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ipfs_accelerate_node.api import app as user_app
+from ipfs_accelerate_node.api import peers_app
+from ipfs_accelerate_node.records.key import NodeKey
+from ipfs_accelerate_node.records.request import Asked, sign
+from ipfs_accelerate_node.store import Provenance, Store
+from ipfs_accelerate_node.store.ingest import ingest
+from tests.support.kubo import KuboDaemon
+from tests.support.node import NodeProcess
+from tests.support.tunnels import STREAMS, await_door, mounts, reply, way_to
+
+pytestmark = [pytest.mark.kubo, pytest.mark.timeout(120)]
+
+MIB = 1 << 20
+ASKER = NodeKey(b"asker" + bytes(27))
+
+
+def model(folder: Path, size: int = 3 * MIB) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "weights.bin").write_bytes(random.Random(folder.name).randbytes(size))
+    return folder
+
+
+def node(folder: Path, name: str, *arguments: str) -> NodeProcess:
+    (cache := folder / name).mkdir(mode=0o700, exist_ok=True)
+    return NodeProcess(cache, *arguments)
+
+
+@pytest.fixture(scope="module")
+def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KuboDaemon]:
+    """A third daemon that both nodes know, and from which a stranger dials."""
+    with KuboDaemon(tmp_path_factory.mktemp("router") / "repo", config=STREAMS) as router:
+        yield router
+
+
+@dataclass(frozen=True, slots=True)
+class Two:
+    """a has the public model (announced) and a private one; b has nothing. port: the stranger's way to a."""
+
+    a: NodeProcess
+    b: NodeProcess
+    a_id: str
+    public: str
+    private: str
+    port: int
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, router: KuboDaemon) -> Iterator[Two]:
+    folder = tmp_path_factory.mktemp("nodes")
+    private = stored_privately(folder / "a", model(folder / "gated"))
+    managed = ("--kubo", "managed", "--bootstrap", router.addr)
+    with node(folder, "a", *managed) as a, node(folder, "b", *managed) as b:
+        a.wait_for_kubo()
+        b.wait_for_kubo()
+        a_id = a.request("GET", "/api/peer")["peer_id"]
+        public = a.json("add", str(model(folder / "open")), "--announce")["root"]
+        port = way_to(router, a_id)
+        await_door(port)
+        yield Two(a, b, a_id, public, private, port)
+
+
+def stored_privately(cache: Path, folder: Path) -> str:
+    """As the mirror of a gated repository is."""
+    cache.mkdir(mode=0o700)
+    store = Store.open(cache)
+    try:
+        provenance = Provenance(kind="hf", reference="org/gated", at="2026-01-01T00:00:00+00:00")
+        return str(ingest(store, folder, name="gated", public=False, provenance=provenance).model.root)
+    finally:
+        store.close()
+
+
+def test_who_is_behind_the_door(two: Two) -> None:
+    told = await_door(two.port)
+    assert (told["peer_id"], told["dial"]) == (two.a_id, two.a_id)  # one identity: the managed Kubo has the node's key
+
+
+@pytest.mark.parametrize("with_key", [False, True], ids=["without key", "with the admin key"])
+def test_every_route_but_the_peers_own_is_404(two: Two, with_key: bool) -> None:
+    own = {(route.method, route.path) for route in peers_app.ROUTES}
+    headers = {"Authorization": f"Bearer {two.a.key}"} if with_key else {}
+    tried = 0
+    for route in user_app.ROUTES:
+        if (route.method, route.path) in own:
+            continue
+        path = re.sub(r"\{[^}]*\}", two.public, route.path)
+        method = "OPTIONS" if route.method == "*" else route.method
+        assert reply(two.port, method, path, headers)[0] == 404, f"{method} {path}"
+        tried += 1
+    assert tried > 20
+    assert reply(two.port, "GET", f"/api/have/{two.public}", headers)[0] == 200
+
+
+def test_a_private_model_is_not_to_be_had(two: Two) -> None:
+    admin = {"Authorization": f"Bearer {two.a.key}"}
+    for path in (f"/ipfs/{two.private}", f"/ipfs/{two.private}?format=car", f"/api/have/{two.private}"):
+        assert reply(two.port, "GET", path, admin)[0] == 404
+    assert two.a.request("GET", f"/api/have/{two.private}")["complete"]  # at home its owner has it
+    failed = two.b.cli("pin", two.private, "--source", two.a_id, check=False)
+    assert failed.returncode == 5, failed.stderr
+
+
+def test_signed_requests_through_the_tunnel(two: Two) -> None:
+    path = f"/api/have/{two.public}"
+    asked = Asked("GET", path)
+    headers = sign(ASKER, asked, to=two.a_id, now=time.time())
+    assert reply(two.port, "GET", path, headers)[0] == 200
+    for wrong, code in (
+        (headers, "request_replayed"),
+        (sign(ASKER, asked, to=ASKER.peer_id, now=time.time()), "bad_signature"),
+        (sign(ASKER, asked, to=two.a_id, now=time.time() - 400), "request_stale"),
+    ):
+        status, body = reply(two.port, "GET", path, wrong)
+        assert (status, json.loads(body)["code"]) == (401, code)
+
+
+def test_a_pin_from_a_peer_by_its_peer_id(two: Two) -> None:
+    pinned = two.b.json("pin", two.public, "--source", two.a_id)
+    (source,) = pinned["sources"]
+    assert (source["source"], source["kind"], source["rejected"]) == (f"peer:{two.a_id}", "peer", 0)
+    assert source["bytes"] >= pinned["bytes_total"]
+    assert two.b.json("verify")["corrupt"] == []
+
+
+def test_a_peer_that_nobody_can_find(two: Two, tmp_path: Path) -> None:
+    absent = NodeKey(b"absent" + bytes(26)).peer_id
+    (other := tmp_path / "other").mkdir()
+    (other / "x").write_text("x")
+    root = two.a.json("add", str(other))["root"]
+    failed = two.b.cli("pin", root, "--source", absent, "--json", check=False)
+    assert failed.returncode == 5
+    assert "peer_unreachable" in failed.stdout + failed.stderr
+
+
+def test_the_door_is_there_again_after_kubo_was_killed(two: Two) -> None:
+    child = json.loads((two.a.cache / "kubo" / "node-child.json").read_text())["pid"]
+    os.kill(child, signal.SIGKILL)
+    two.a.wait_for_kubo()
+    assert await_door(two.port)["peer_id"] == two.a_id
+
+
+def test_an_external_kubo_has_another_identity_and_is_left_as_it_was(
+    tmp_path: Path, router: KuboDaemon, two: Two
+) -> None:
+    with KuboDaemon(tmp_path / "kubo" / "repo", config=STREAMS, bootstrap=[router.addr]) as kubo:
+        settings = ("--kubo", kubo.api_url)
+        with node(tmp_path, "c", *settings) as c:
+            c.wait_for_kubo()
+            port = way_to(router, kubo.peer_id)
+            told = await_door(port)
+            assert told["dial"] == kubo.peer_id
+            assert told["peer_id"] == c.request("GET", "/api/peer")["peer_id"] != kubo.peer_id
+            root = c.json("add", str(model(tmp_path / "theirs")))["root"]
+            pinned = two.b.json("pin", root, "--source", kubo.peer_id)
+            assert pinned["sources"][0]["source"] == f"peer:{kubo.peer_id}"
+            left = mounts(kubo)
+            c.kill()
+        assert mounts(kubo) == left  # leads to a port where nobody listens any more, until the next start
+        with node(tmp_path, "c", *settings) as c:
+            c.wait_for_kubo()
+            assert await_door(port)["peer_id"] == told["peer_id"]
+            assert len(mounts(kubo)) == 1
+            assert c.stop() == 0
+        assert mounts(kubo) == []
+
+
+def test_without_tunnels_there_is_no_door(tmp_path: Path, router: KuboDaemon) -> None:
+    with node(tmp_path, "d", "--kubo", "managed", "--bootstrap", router.addr, "--no-tunnels") as d:
+        d.wait_for_kubo()
+        port = way_to(router, d.request("GET", "/api/peer")["peer_id"])
+        with pytest.raises((OSError, http.client.HTTPException)):
+            reply(port, "GET", "/api/peer")
+        secret = json.loads((d.cache / "kubo" / "config").read_text())["API"]["Authorizations"]["node"]
+        assert not [path for path in secret["AllowedPaths"] if "p2p" in path or "swarm" in path]
