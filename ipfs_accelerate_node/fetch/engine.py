@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from ipfs_accelerate_node.content import unixfs
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import BadContent, Conflict, NodeError, NotFound
+from ipfs_accelerate_node.fetch.experience import remembered
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
 from ipfs_accelerate_node.fetch.run import Into, Run, single_block
 from ipfs_accelerate_node.fetch.threads import in_thread
@@ -128,7 +129,8 @@ class Fetcher:
         if here is not None:
             return replace(here, seconds=time.perf_counter() - began)
         log.debug("fetch.start root=%s sources=%s", root, ",".join(source.name for source in sources))
-        fetched = await Run(self._store, root, sources, flight.report).fetch(into)
+        run = Run(self._store, root, sources, flight.report)
+        fetched = await remembered(self._store, sources, run.fetch(into))
         log.info(
             "fetch.done root=%s bytes=%d fetched=%d s=%.2f",
             root,

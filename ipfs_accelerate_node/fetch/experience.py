@@ -4,10 +4,11 @@ asked again."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 
 from ipfs_accelerate_node.errors import NodeError
 from ipfs_accelerate_node.fetch.outcome import Fetched
+from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.sources.source import Abilities, Source
 from ipfs_accelerate_node.store import Store
 from ipfs_accelerate_node.store.source_records import Conduct
@@ -39,6 +40,19 @@ def told(store: Store, source: str) -> str | None:
         return None
     lies = f"sent wrong bytes {record.rejected} times, " if record.rejected else ""
     return f"asked last: {lies}{'latest fault ' + record.fault if record.fault else 'its latest fetch was good'}"
+
+
+async def remembered(store: Store, sources: Sequence[Source], fetch: Awaitable[Fetched]) -> Fetched:
+    """The outcome of a fetch from these sources, which is taken down whatever it is, unless it was cancelled."""
+    outcome: Fetched | NodeError
+    try:
+        outcome = await fetch
+    except NodeError as exc:
+        outcome = exc
+    await in_thread(remember, store, sources, outcome)
+    if isinstance(outcome, NodeError):
+        raise outcome
+    return outcome
 
 
 def remember(store: Store, sources: Sequence[Source], outcome: Fetched | NodeError) -> None:

@@ -9,8 +9,11 @@ from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.config_values import peer_id
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import BadRequest
+from ipfs_accelerate_node.fetch.experience import abilities, by_record
 from ipfs_accelerate_node.kubo import KuboClient, KuboService
 from ipfs_accelerate_node.sources import GatewaySource, LateKubo, PeerSource, Source
+from ipfs_accelerate_node.sources.guard import Origin
+from ipfs_accelerate_node.store import Store
 
 Discover = Callable[[Cid], AsyncGenerator[Source, None]]
 
@@ -22,6 +25,7 @@ class Origins:
     def __init__(
         self,
         config: Config,
+        store: Store,
         kubo: KuboService,
         ready: Callable[[], Awaitable[KuboClient]],
         *,
@@ -29,6 +33,7 @@ class Origins:
         by_peer_id: Callable[[str], Source] | None = None,
     ) -> None:
         self._config = config
+        self._store = store
         self._kubo = kubo
         self._ready = ready
         self._discover = discover
@@ -44,8 +49,8 @@ class Origins:
             raise BadRequest("this node opens no tunnels, so it reaches no PeerID", code="no_tunnels", param="source")
 
     def open(self, stack: AsyncExitStack, named: str | None) -> list[Source]:
-        """Peers first (they give whole ranges), then Kubo, then gateways; all are closed with the stack. named: only
-        that one (a URL, a PeerID or "kubo")."""
+        """Peers first (they give whole ranges), then Kubo, then gateways, and those of bad record last; all are closed
+        with the stack. named: only that one (a URL, a PeerID or "kubo")."""
         config = self._config
         wanted: list[tuple[str, str]] = [(url, "peer") for url in config.peers]
         wanted += [("kubo", "kubo")] if self._kubo.state != "off" else []
@@ -58,7 +63,7 @@ class Origins:
             source = self._source(text, kind)
             stack.push_async_callback(source.aclose)
             sources.append(source)
-        return sources
+        return by_record(self._store, sources)
 
     def discovery(self, named: str | None) -> Discover | None:
         """Nobody is looked for when a source is named."""
@@ -73,4 +78,9 @@ class Origins:
             return self._by_peer_id(peer)
         if kind == "peer":
             return PeerSource(text, first_byte_timeout_s=first_byte_s, stall_timeout_s=stall_s)
-        return GatewaySource(text, first_byte_timeout_s=first_byte_s, stall_timeout_s=stall_s)
+        return GatewaySource(
+            text,
+            first_byte_timeout_s=first_byte_s,
+            stall_timeout_s=stall_s,
+            abilities=abilities(self._store, str(Origin.parse(text))),
+        )

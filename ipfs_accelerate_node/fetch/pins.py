@@ -78,7 +78,7 @@ class Pins:
         self._group = group
         self._fetcher = Fetcher(store)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self.origins = Origins(config, kubo, self._ready_kubo, discover=discover, by_peer_id=by_peer_id)
+        self.origins = Origins(config, store, kubo, self._ready_kubo, discover=discover, by_peer_id=by_peer_id)
         self.jobs = JobBoard()
         self._surveyor = Surveyor(store, self.origins, self._fetcher.resolve, self.hub)
 
