@@ -66,7 +66,7 @@ class TorchEngine:
 
         if not isinstance(self.graphs, GeneratorGraphs):
             raise InferenceFailed("this model does not generate")
-        return TorchDecoder(self.graphs.module, device=self._on, dtype=self._graphs.dtype)
+        return TorchDecoder(self.graphs.module, device=self._on, dtype=self.graphs.dtype)
 
     def memory_bytes(self) -> int:
         """The most that the device's memory held for this process since it started; 0 on the CPU."""
