@@ -90,7 +90,7 @@ class FakeGateway:
 
     files: what `publish` made known is served as plain files too. range_fault, car_fault, have_fault: for every answer
     of that kind; serves_ranges, serves_cars: whether it knows them at all. held: the answer to `/api/have`.
-    forms: of each request, in order: raw, range, car or have.
+    forms: of each request, in order: raw, range, car or have; queries: what stood behind the question mark.
 
     asked: how often each canonical CID was requested. gate: while it is cleared, answers wait (a test holds requests in
     flight that way); waiting: how many do. arrived: some request came; idle: none waits. connections: distinct ones.
@@ -109,6 +109,7 @@ class FakeGateway:
         self.serves_cars = True
         self.held: dict[Cid, object] = {}
         self.forms: list[str] = []
+        self.queries: list[str] = []
         self.asked: Counter[Cid] = Counter()
         self.headers_seen: list[Mapping[str, str]] = []
         self.gate = asyncio.Event()
@@ -158,6 +159,7 @@ class FakeGateway:
         await self._pass_gate()
         form = self._form(request)
         self.forms.append(form)
+        self.queries.append(request.query_string)
         fault = self._fault_of(form, cid)
         if isinstance(fault, Answer):
             return web.Response(status=fault.status, body=fault.body, headers=dict(fault.headers))
