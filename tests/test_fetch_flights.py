@@ -6,14 +6,16 @@ import asyncio
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.plan import FilePlan
 from ipfs_accelerate_node.errors import Conflict, IntegrityError, NodeError, NoSource, SourceUnavailable
 from ipfs_accelerate_node.fetch import Fetched, Fetcher, Progress
+from ipfs_accelerate_node.sources.source import Held
 from ipfs_accelerate_node.store import Store
 from tests.support.gateway import small_model
 
@@ -25,6 +27,7 @@ class Shelf:
     """A source without a network: blocks from a dict, each after one turn of the loop, or when the gate opens."""
 
     kind = "gateway"
+    ranges = False
 
     def __init__(self, blocks: Mapping[Cid, bytes], name: str = "http://shelf.example") -> None:
         self.name = name
@@ -50,6 +53,13 @@ class Shelf:
         if cid not in self.blocks:
             raise SourceUnavailable(f"{self.name} has no {cid}", source=self.name, cid=cid, code="not_found")
         return self.blocks[cid]
+
+    async def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        raise NotImplementedError
+        yield b""
+
+    async def held(self, root: Cid) -> Held | None:
+        return None
 
     async def settled(self, cids: Sequence[Cid]) -> None:
         self.settled_cids += cids

@@ -20,7 +20,7 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import BadContent, Conflict, NodeError, NotFound
 from ipfs_accelerate_node.fetch.experience import remembered
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
-from ipfs_accelerate_node.fetch.run import Into, Run, single_block
+from ipfs_accelerate_node.fetch.run import Discover, Into, Run, single_block
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.sources.source import Source
 from ipfs_accelerate_node.store import Store, StoredModel
@@ -36,6 +36,7 @@ class Flight:
     """A fetch under way. sources: names of those it asks. outcome: when ended, unless its caller was cancelled."""
 
     sources: frozenset[str]
+    only: tuple[str, ...] | None
     reports: list[Report] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     outcome: Fetched | NodeError | None = None
@@ -70,26 +71,31 @@ class Fetcher:
         pinned: bool = True,
         public: bool = True,
         progress: Report = lambda _: None,
+        only: tuple[str, ...] | None = None,
+        discover: Discover | None = None,
     ) -> Fetched:
         """The model of root, committed under name; at once if it is here.
 
-        sources: asked one after another in this order; they stay open until this returns.
+        sources: work at the same time; they stay open until this returns, and their caller's. discover: finds further
+        ones, which join on the way and are closed here. only: patterns (as in `fnmatch`) of the paths that are wanted;
+        what is committed then is an incomplete model, unless they match all.
         Raises IntegrityError (some source sent wrong bytes and the others could not finish), NoSource (detail:
-        attempts), BadContent, UnsafeContent, QuotaExceeded, StorageError, Conflict (name means another root). What was
-        verified is kept for the next call, also when it is cancelled.
+        attempts), BadContent, UnsafeContent, QuotaExceeded, StorageError, Conflict (name means another root),
+        NotFound (only matches no file). What was verified is kept for the next call, also when it is cancelled.
         """
-        into = Into(name=name, pinned=pinned, public=public, reference=reference)
+        into = Into(name=name, pinned=pinned, public=public, reference=reference, only=only)
         key, names = root.canonical, frozenset(source.name for source in sources)
         while (flight := self._flights.get(key)) is not None:
             with flight.watched(progress):
                 await flight.ended.wait()
             if isinstance(flight.outcome, Fetched):
-                return await self._join(flight.outcome, into)
-            if flight.outcome is not None and names <= flight.sources:
+                if flight.only in (None, only):
+                    return await self._join(flight.outcome, into)
+            elif flight.outcome is not None and names <= flight.sources and discover is None and flight.only == only:
                 raise flight.outcome
-        flight = self._flights[key] = Flight(names, [progress])
+        flight = self._flights[key] = Flight(names, only, [progress])
         try:
-            flight.outcome = await self._fly(flight, key, sources, into)
+            flight.outcome = await self._fly(flight, key, sources, into, discover)
             return flight.outcome
         except NodeError as exc:
             flight.outcome = exc
@@ -123,7 +129,9 @@ class Fetcher:
             blocks[missing] = block or await single_block(missing, sources)
         raise BadContent(f"{folder} has too many levels on the way to {name[:80]!a}")
 
-    async def _fly(self, flight: Flight, root: Cid, sources: Sequence[Source], into: Into) -> Fetched:
+    async def _fly(
+        self, flight: Flight, root: Cid, sources: Sequence[Source], into: Into, discover: Discover | None
+    ) -> Fetched:
         began = time.perf_counter()
         here = await in_thread(self._stored, root, into)
         if here is not None:
@@ -152,13 +160,17 @@ class Fetcher:
         other = None if into.name is None else self._store.named(into.name)
         if other is not None and other != root:
             raise Conflict(f"{into.name!r} is the name of {other}", cid=str(other))
-        if self._store.model(root) is None or (plan := self._store.plan(root)) is None:
+        model = self._store.model(root)
+        if model is None or (plan := self._store.plan(root)) is None:
+            return None
+        files = into.wanted(plan)
+        if not model.complete and {f.path for f in self._store.absent(root)} & {f.path for f in files}:
             return None
         return Fetched(
             model=self._label(root, into),
             plan=plan,
             nodes=tuple(self._store.nodes(root)),
-            bytes_total=plan.size_bytes,
+            bytes_total=sum(file.size for file in files),
             bytes_fetched=0,
             bytes_copied=0,
             seconds=0.0,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.cid import Buffer, Cid
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf
 from ipfs_accelerate_node.errors import IntegrityError, NodeError, NotFound
 from ipfs_accelerate_node.store import PartialFile, Store
@@ -59,7 +59,7 @@ class Landing:
                     return block
         return None
 
-    def write(self, file: Cid, size: int, leaf: Leaf, payload: bytes | memoryview) -> int:
+    def write(self, file: Cid, size: int, leaf: Leaf, payload: Buffer) -> int:
         """Payload of a verified leaf; returns the bytes that were not there before."""
         with self._part(file, size) as part:
             new = 0 if part.covers(leaf.offset, leaf.length) else leaf.length

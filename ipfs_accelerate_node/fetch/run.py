@@ -1,61 +1,92 @@
-"""One fetch, from a root to a committed model: brings what the stages want from whom the schedule names.
+"""One fetch, from a root to a committed model.
 
-Every block is hashed in a thread before anything else looks at it. At most `WINDOW` blocks of at most 2 MiB are in
-memory. Whatever ends the fetch, a cancel too, what was verified is synced and kept, and every descriptor is closed.
+First the DAG's nodes, then the leaves they list; all sources at once, also those that join on the way. Every byte is
+hashed in a thread before anything else looks at it. Whatever ends the fetch, a cancel too, what was verified is synced
+and kept, every task has ended and every descriptor is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.plan import ModelPlan
+from ipfs_accelerate_node.content.plan import FilePlan, ModelPlan
 from ipfs_accelerate_node.content.walk import DagWalk
-from ipfs_accelerate_node.errors import IntegrityError, NodeError, SourceUnavailable
+from ipfs_accelerate_node.errors import IntegrityError, NodeError, NotFound, SourceUnavailable
+from ipfs_accelerate_node.fetch.durability import Durability
+from ipfs_accelerate_node.fetch.executor import Executor
 from ipfs_accelerate_node.fetch.landing import Landing
 from ipfs_accelerate_node.fetch.leaves import Leaves
-from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
-from ipfs_accelerate_node.fetch.schedule import Rest, Schedule, Standing
-from ipfs_accelerate_node.fetch.stage import Stage
+from ipfs_accelerate_node.fetch.meter import Meter
+from ipfs_accelerate_node.fetch.outcome import Fetched, Progress, SourceNow
+from ipfs_accelerate_node.fetch.schedule import Schedule
+from ipfs_accelerate_node.fetch.stage import Job, Stage
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.fetch.walking import Walking
 from ipfs_accelerate_node.sources.source import Source
-from ipfs_accelerate_node.store import Provenance, Reservation, Store
+from ipfs_accelerate_node.store import Provenance, Reservation, Store, StoredModel
 from ipfs_accelerate_node.store.underway import Arriving
 
-SYNC_BYTES = 64 << 20  # written and not yet durable, at most about so many; also what a source keeps for us meanwhile
 UNBOUNDED_BYTES = 2**63 - 1
+SOURCES_EVERY_S = 0.2  # what the sources do is told at most so often; bytes whenever they come
+
+Discover = Callable[[Cid], AsyncIterator[Source]]
 
 
 @dataclass(frozen=True, slots=True)
 class Into:
-    """How the model is labelled once it is here."""
+    """How the model is labelled once it is here. only: patterns of the paths that are wanted; None for all."""
 
     name: str | None
     pinned: bool
     public: bool
     reference: str
+    only: tuple[str, ...] | None = None
+
+    def wanted(self, plan: ModelPlan) -> tuple[FilePlan, ...]:
+        """Raises NotFound if no file matches."""
+        if self.only is None:
+            return plan.files
+        files = tuple(f for f in plan.files if any(fnmatchcase(f.path, pattern) for pattern in self.only))
+        if not files:
+            patterns = ", ".join(self.only)
+            raise NotFound(f"{plan.root} has no file that matches {patterns[:200]!a}", cid=str(plan.root))
+        return files
 
 
 class Run:
-    """One try of one fetch. report: called on every change, on the loop."""
+    """One try of one fetch. report: called on every change, on the loop. discover: finds further sources, which this
+    closes; the given ones stay their caller's."""
 
-    def __init__(self, store: Store, root: Cid, sources: Sequence[Source], report: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        root: Cid,
+        sources: Sequence[Source],
+        report: Callable[[Progress], None],
+        discover: Discover | None = None,
+    ) -> None:
         self._store = store
         self._root = root.canonical
+        self._discover = discover
         self._schedule = Schedule(sources)
+        self._executor = Executor(self._schedule, self._root)
         self._report = report
         self._landing = Landing(store)
+        self._durability = Durability(self._landing, self._executor.fail)
         self._phase = "walking"
         self._total: int | None = None
         self._done = self._fetched = self._copied = 0
-        self._unsynced = 0
-        self._brought: dict[Cid, Source] = {}  # blocks from a source that are not durable yet
-        self._fatal: NodeError | None = None
+        self._meter = Meter()
+        self._sources: tuple[SourceNow, ...] = ()
+        self._sources_at = 0.0
         self._claims: list[Reservation] = []
         self._arriving: Arriving | None = None
 
@@ -63,35 +94,25 @@ class Run:
         """The model, committed.
 
         Raises IntegrityError or NoSource when no source could finish it, and at once what no source can mend:
-        BadContent, UnsafeContent, QuotaExceeded, StorageError, Conflict.
+        BadContent, UnsafeContent, QuotaExceeded, StorageError, Conflict, NotFound (no file is wanted).
         """
         began = time.perf_counter()
         try:
             await in_thread(self._claim)
-            plan, nodes = await self._bring(into)
+            plan, nodes, files = await self._bring_all(into)
             self._change("committing")
-            shares = self._schedule.shares
-            provenance = Provenance("cid", into.reference, datetime.now(UTC).isoformat(timespec="seconds"), shares)
-            model = await in_thread(
-                self._store.commit,
-                plan,
-                nodes,
-                name=into.name,
-                pinned=into.pinned,
-                public=into.public,
-                provenance=provenance,
-            )
+            model = await self._commit(plan, nodes, files, into)
         finally:
             await in_thread(self._end)
         return Fetched(
             model=model,
             plan=plan,
             nodes=nodes,
-            bytes_total=plan.size_bytes,
+            bytes_total=sum(file.size for file in files),
             bytes_fetched=self._fetched,
             bytes_copied=self._copied,
             seconds=time.perf_counter() - began,
-            sources=shares,
+            sources=self._schedule.shares,
             already_here=False,
         )
 
@@ -106,132 +127,126 @@ class Run:
         for claim in self._claims:
             claim.release()
 
-    async def _bring(self, into: Into) -> tuple[ModelPlan, tuple[tuple[Cid, bytes], ...]]:
-        """Every file a blob, every node block known."""
+    async def _commit(
+        self, plan: ModelPlan, nodes: Sequence[tuple[Cid, bytes]], files: Sequence[FilePlan], into: Into
+    ) -> StoredModel:
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        return await in_thread(
+            self._store.commit,
+            plan,
+            nodes,
+            name=into.name,
+            pinned=into.pinned,
+            public=into.public,
+            provenance=Provenance("cid", into.reference, at, self._schedule.shares),
+            paths=None if len(files) == len(plan.files) else frozenset(file.path for file in files),
+        )
+
+    async def _bring_all(self, into: Into) -> tuple[ModelPlan, tuple[tuple[Cid, bytes], ...], tuple[FilePlan, ...]]:
+        """As `_bring`, with what runs beside it: syncing, and the search for sources."""
+        brought: list[tuple[ModelPlan, tuple[tuple[Cid, bytes], ...], tuple[FilePlan, ...]]] = []
+        failed: list[NodeError] = []
+        async with AsyncExitStack() as found, asyncio.TaskGroup() as group:
+            beside = [group.create_task(self._durability.run(), name="fetch sync")]
+            if self._discover is not None:
+                self._executor.sources_open = True
+                beside.append(group.create_task(self._find(self._discover, found), name="fetch sources"))
+            try:
+                brought.append(await self._bring(into))
+            except NodeError as exc:
+                failed.append(exc)
+            for task in beside:
+                task.cancel()
+        if failed:
+            raise failed[0]
+        return brought[0]
+
+    async def _find(self, discover: Discover, found: AsyncExitStack) -> None:
+        known = {standing.source.name for standing in self._schedule.standings}
+        try:
+            async with aclosing(discover(self._root)) as sources:  # type: ignore[type-var]  # generators, all of them
+                async for source in sources:
+                    found.push_async_callback(source.aclose)
+                    if source.name not in known:
+                        known.add(source.name)
+                        self._schedule.join(source)
+                        self._executor.stir()
+        finally:
+            self._executor.sources_open = False
+            self._executor.stir()
+
+    async def _bring(self, into: Into) -> tuple[ModelPlan, tuple[tuple[Cid, bytes], ...], tuple[FilePlan, ...]]:
+        """Every wanted file a blob, every node block known."""
         walk = DagWalk(self._root, max_bytes=self._store.quota_bytes or UNBOUNDED_BYTES)
-        walking = Walking(self._store, self._landing, walk, self._came)
+        walking = Walking(self._store, self._landing, walk, self._came, self._durability, self._schedule)
         self._change("walking")
         await walking.open()
         await self._complete(walking)
-        plan = walk.plan()
-        self._total = plan.size_bytes
-        self._arriving = self._store.underway.announce(plan, walking.nodes.items(), public=into.public)
-        leaves = Leaves(self._landing, self._came)
-        here, before = await leaves.open(plan)
+        plan, nodes = walk.plan(), tuple(walking.nodes.items())
+        files = into.wanted(plan)
+        self._total = sum(file.size for file in files)
+        self._arriving = self._store.underway.announce(plan, nodes, public=into.public)
+        leaves = Leaves(
+            self._landing, self._came, self._durability, self._schedule, self._executor, random.getrandbits(62)
+        )
+        here, before = await leaves.open(plan, files)
         self._done = here
         self._copied += before
         self._change("fetching")
         await self._complete(leaves)
-        for file in plan.files:  # those whose last step a cancelled request did not get to
+        for file in files:  # those whose last step a cancelled request did not get to
             if not await in_thread(self._landing.stored, file.cid):
                 await in_thread(self._landing.finish, file)
-        await self._settle()
-        return plan, tuple(walking.nodes.items())
+        await self._durability.settle()
+        return plan, nodes, files
 
-    async def _complete(self, stage: Stage) -> None:
-        clock = asyncio.get_running_loop().time
-        self._schedule.renew()
-        while not stage.complete:
-            step = self._schedule.next(clock())
-            if step is None:
-                raise self._schedule.verdict(self._root)
-            if isinstance(step, Rest):
-                await asyncio.sleep(step.seconds)
-                continue
-            await self._turn(stage, step.standing)
-            self._schedule.ended(step.standing)
-            if self._fatal is not None:
-                raise self._fatal
-
-    async def _turn(self, stage: Stage, standing: Standing) -> None:
-        """Keeps a window of requests at one source until it fails or has nothing more that is wanted."""
-        tasks: set[asyncio.Task[None]] = set()
-        async with asyncio.TaskGroup() as group:
-            while True:
-                while len(tasks) < standing.window and not standing.over:
-                    cid = stage.take(standing.lacks)
-                    if cid is None:
-                        break
-                    name = f"block {cid} from {standing.source.name}"
-                    tasks.add(group.create_task(self._block(stage, standing, cid), name=name))
-                if not tasks:
-                    return
-                _, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                if standing.barred or self._fatal is not None:
-                    for task in tasks:  # nothing more is worth waiting for
-                        task.cancel()
-
-    async def _block(self, stage: Stage, standing: Standing, cid: Cid) -> None:
-        """One block, from the store or this source, to disk. Its failures go to the schedule, never up."""
-        try:
-            block = await stage.local(cid)
-            if block is not None:
-                await stage.land(cid, block, None)
-                return
-            standing.requests += 1
-            block = await standing.source.read_block(cid)
-            self._brought[cid] = standing.source
-            await stage.land(cid, block, standing.source)
-            self._schedule.delivered(standing, len(block))
-            self._change(self._phase, standing.source.name)
-            await self._make_durable()
-        except IntegrityError as exc:
-            self._brought.pop(cid, None)
-            self._schedule.rejected(standing, exc)
-        except SourceUnavailable as exc:
-            self._brought.pop(cid, None)
-            self._schedule.failed(standing, cid, exc, asyncio.get_running_loop().time())
-        except NodeError as exc:
-            self._fatal = self._fatal or exc
-            standing.over = True
-        finally:
-            stage.put_back(cid)
+    async def _complete(self, stage: Stage[Job]) -> None:
+        error = await self._executor.complete(stage)
+        if error is not None:
+            raise error
 
     def _came(self, size_bytes: int, from_source: bool) -> None:
         self._done += size_bytes
-        self._unsynced += size_bytes
+        self._durability.written(size_bytes)
         if from_source:
             self._fetched += size_bytes
+            self._meter.add(size_bytes, asyncio.get_running_loop().time())
         else:
             self._copied += size_bytes
+        self._change(self._phase)
 
-    async def _make_durable(self) -> None:
-        if self._unsynced >= SYNC_BYTES:
-            self._unsynced = 0
-            await in_thread(self._landing.sync)
-        await self._settle()
-
-    async def _settle(self) -> None:
-        """Tells each source which of its blocks it need not keep for us any longer."""
-        settled: dict[str, tuple[Source, list[Cid]]] = {}
-        for leaf in self._landing.durable():
-            if (source := self._brought.pop(leaf.cid, None)) is not None:
-                settled.setdefault(source.name, (source, []))[1].append(leaf.cid)
-        for source, cids in settled.values():
-            await source.settled(cids)
-
-    def _change(self, phase: str, source: str | None = None) -> None:
+    def _change(self, phase: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if phase != self._phase or now - self._sources_at >= SOURCES_EVERY_S:
+            self._sources, self._sources_at = self._schedule.now(now), now
         self._phase = phase
-        self._report(Progress(self._total, self._done, phase, source))
+        rate = self._meter.rate(now)
+        left_s = None if not rate or self._total is None else max(0, self._total - self._done) / rate
+        self._report(Progress(self._total, self._done, phase, self._schedule.last, self._sources, left_s))
 
 
 async def single_block(cid: Cid, sources: Sequence[Source]) -> bytes:
     """One verified block from the first source that has it. Raises as a fetch does when none could."""
     schedule = Schedule(sources)
     clock = asyncio.get_running_loop().time
-    while (step := schedule.next(clock())) is not None:
-        if isinstance(step, Rest):
-            await asyncio.sleep(step.seconds)
+    while True:
+        asked = False
+        for standing in list(schedule.ready(clock())):
+            if cid in standing.lacks:
+                continue
+            asked = True
+            standing.requests += 1
+            try:
+                block = await standing.source.read_block(cid)
+                await in_thread(cid.check, block, standing.source.name)
+                return block
+            except IntegrityError as exc:
+                schedule.rejected(standing, exc)
+            except SourceUnavailable as exc:
+                schedule.failed(standing, cid, exc, clock())
+        if asked:
             continue
-        standing = step.standing
-        standing.requests += 1
-        try:
-            block = await standing.source.read_block(cid)
-            await in_thread(cid.check, block, standing.source.name)
-            return block
-        except IntegrityError as exc:
-            schedule.rejected(standing, exc)
-        except SourceUnavailable as exc:
-            schedule.failed(standing, cid, exc, clock())
-        schedule.ended(standing)
-    raise schedule.verdict(cid)
+        rest_until = schedule.rests_until(clock())
+        if rest_until is None:
+            raise schedule.verdict(cid)
+        await asyncio.sleep(max(0.0, rest_until - clock()))

@@ -1,38 +1,48 @@
-"""A fetch has two stages, each a set of blocks that are wanted: first the DAG's nodes, then the leaves they list.
+"""A fetch has two stages, each a set of jobs for sources: first the DAG's nodes, then the leaves they list.
 
-The executor (`run.py`) asks a stage for the next block, brings it from wherever, and lands it; what a stage wants, and
-what a block means, only the stage knows.
+The executor (`executor.py`) hands out jobs and judges how they ended; what a job is and how it is done only the stage
+knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
-from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.sources.source import Source
+from ipfs_accelerate_node.fetch.schedule import Standing
 
 Came = Callable[[int, bool], None]
 """Told of file bytes that are newly on disk, and whether a source sent them (False: from what was here)."""
 
+Job = TypeVar("Job")
 
-class Stage(Protocol):
+
+class Stage(Protocol[Job]):
     @property
     def complete(self) -> bool:
         """Nothing is wanted any more."""
 
-    def take(self, skip: Collection[Cid]) -> Cid | None:
-        """The next block that is wanted, not under way and not in skip; it is under way from now on."""
+    def lanes(self, standing: Standing, sources: int) -> int:
+        """How many jobs this source may have at a time, when so many share the work."""
 
-    def put_back(self, cid: Cid) -> None:
-        """No longer under way; wanted as before, unless it has landed."""
+    def next(self, standing: Standing, now: float) -> Job | None:
+        """A job for this source, under way from now on; None if there is none at the moment."""
 
-    async def local(self, cid: Cid) -> bytes | None:
-        """The block, verified, if the store has it in whatever form."""
+    async def carry(self, standing: Standing, job: Job) -> None:
+        """Does it. What was landed counts, however it ends; the rest is wanted again once it is released.
 
-    async def land(self, cid: Cid, block: bytes, source: Source | None) -> None:
-        """Takes a block in. source: who sent it, unverified; None for one that `local` gave.
-
-        Raises IntegrityError (the source sent something else), SourceUnavailable (code truncated: it sent less than the
-        plan says), and for what no source can mend BadContent, UnsafeContent, QuotaExceeded, StorageError.
+        Raises IntegrityError (the source sent something else), SourceUnavailable, and for what no source can mend
+        BadContent, UnsafeContent, QuotaExceeded, StorageError.
         """
+
+    def release(self, job: Job) -> None:
+        """It ended, or was cancelled before it began."""
+
+    async def watch(self, standing: Standing) -> None:
+        """Runs beside the jobs of one source, from its joining to the end of the stage: learns what it has."""
+
+    def awaits(self, standing: Standing, now: float) -> bool:
+        """Whether this source may have something soon that it has not got now."""
+
+    def dismiss(self, standing: Standing) -> None:
+        """This source is out, at least for now: others need not leave anything to it."""

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.cid import Buffer, Cid
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf
 from ipfs_accelerate_node.errors import BadContent, NotFound, StorageError
 from ipfs_accelerate_node.store import disk
@@ -94,7 +94,7 @@ class PartialFile:
         """
         return [leaf for leaf in leaves if not self._has(leaf)]
 
-    def write(self, leaf: Leaf, payload: bytes | memoryview) -> None:
+    def write(self, leaf: Leaf, payload: Buffer) -> None:
         """Puts the leaf's payload, which the caller has verified, at its place. Not durable until `sync`.
 
         Raises StorageError (after evicting once, if the disk was full), BadContent if it does not fit the file.
@@ -277,7 +277,7 @@ class PartialFile:
             self._hash_on(leaf, payload)
             return True
 
-    def _note(self, leaf: Leaf, payload: bytes | memoryview) -> None:
+    def _note(self, leaf: Leaf, payload: Buffer) -> None:
         with self._lock:
             self._written.add(leaf.offset, leaf.offset + leaf.length)
             self._pending.append(leaf)
@@ -288,7 +288,7 @@ class PartialFile:
         with self._lock:
             self._leaves[key(leaf.cid)] = leaf
 
-    def _hash_on(self, leaf: Leaf, payload: bytes | memoryview) -> None:
+    def _hash_on(self, leaf: Leaf, payload: Buffer) -> None:
         """Brings the file's own hashes forward, beside other writers; a bounded step, so that no caller waits long."""
         if not self._hashing.acquire(blocking=False):
             return
@@ -300,7 +300,7 @@ class PartialFile:
         finally:
             self._hashing.release()
 
-    def _hash(self, data: bytes | memoryview) -> None:
+    def _hash(self, data: Buffer) -> None:
         self._sha256.update(data)
         self._git_sha1.update(data)
         self._hashed += len(data)
@@ -325,14 +325,14 @@ class PartialFile:
         data = b"".join(part + struct.pack("<I", zlib.crc32(part)) for part in packed)
         disk.write_all(self._record, data, os.fstat(self._record).st_size)
 
-    def _pwrite(self, payload: bytes | memoryview, offset: int) -> None:
+    def _pwrite(self, payload: Buffer, offset: int) -> None:
         try:
             self._owner.failpoints.hit("partial.write")
-            disk.write_all(self._fd, payload, offset)
+            disk.write_all(self._fd, memoryview(payload), offset)
         except OSError as exc:
             if not disk.is_full(exc) or not self._owner.relieve(len(payload)):
                 raise
-            disk.write_all(self._fd, payload, offset)
+            disk.write_all(self._fd, memoryview(payload), offset)
 
     def _share(self, leaf: Leaf, place: LeafPlace) -> bool:
         if leaf.length == 0 or leaf.offset + leaf.length > self.size:
