@@ -23,7 +23,9 @@ from tests.support.running import Running, model, running
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 INFERENCE = {"/v1/embeddings", "/embeddings", "/api/infer"}
-READS_PATHS = {"/api/store", "/api/store/{ref}", "/api/pins", "/api/pins/{ref}", "/api/pins/{ref}/events", "/api/keys"}
+READS_PATHS = {
+    "/api/store", "/api/store/{ref}", "/api/pins", "/api/pins/{ref}", "/api/pins/{ref}/events", "/api/plan", "/api/keys",
+}  # fmt: skip
 ABSENT = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
 
 

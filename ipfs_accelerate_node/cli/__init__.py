@@ -38,6 +38,7 @@ COMMANDS = {
     "up": ("up", "Run the daemon."),
     "add": ("add", "Take a directory into the store and print its CID."),
     "pin": ("pins", "Fetch a model, verify every block, keep it and seed it."),
+    "plan": ("plans", "Say what a pin would fetch, from whom, and what it needs."),
     "unpin": ("pins", "Let a model go when space is needed."),
     "ls": ("stored", "List the stored models."),
     "info": ("stored", "Show one model: files, hashes, where it came from."),

@@ -65,6 +65,9 @@ class ModelNameType(_TextParam):
 
 REFERENCE = ReferenceType()
 MODEL_NAME = ModelNameType()
+ONLY = click.option(
+    "--only", multiple=True, metavar="GLOB", help="Only files whose path matches (* passes / too); may be repeated."
+)
 
 
 def json_option(command: F) -> F:

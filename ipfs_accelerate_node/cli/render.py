@@ -33,6 +33,19 @@ def size(count: int | None) -> str:
     return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
 
 
+def duration(seconds: float) -> str:
+    """Of a wait, for people: 8 s, 4 min, 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def incomplete(model: dict[str, Any]) -> str | None:
+    """What a stored model lacks, None if nothing."""
+    absent, here = model.get("absent_files", 0), model["file_count"]
+    return f"incomplete: {here} of {here + absent} files" if absent else None
+
+
 def print_json(value: object) -> None:
     """ASCII, so that it parses in every locale."""
     print(json.dumps(value, indent=2))
@@ -84,23 +97,43 @@ def yes_no(value: object) -> str:
 
 
 def receipt(done: dict[str, Any]) -> None:
-    """What an `add` or `pin` did."""
-    shares = [
-        f"{share['source']}: {size(share['bytes'])} in {share['requests']} requests"
-        + (f", {share['rejected']} rejected" if share["rejected"] else "")
-        for share in done["sources"]
-    ]
+    """What an `add` or `pin` did. On a terminal what each source gave is a table."""
+    shares = done["sources"]
+    as_table = bool(shares) and sys.stdout.isatty()
+    taken = done["bytes_fetched"] + done["bytes_copied"]
+    here = done["bytes_total"] - taken if taken else 0
+    rate = done["bytes_fetched"] / done["seconds"] if done["seconds"] else 0
     rows: list[tuple[str, object]] = [
         ("root", done["root"]),
         ("name", done["name"]),
         ("path", done["path"]),
         ("size", size(done["bytes_total"])),
+        ("lacks", f"{done['absent_files']} files, not asked for" if done.get("absent_files") else None),
         ("fetched", size(done["bytes_fetched"]) if done["bytes_fetched"] else None),
         ("copied", size(done["bytes_copied"]) if done["bytes_copied"] else None),
-        ("took", f"{done['seconds']:.1f} s"),
-        *(("from", share) for share in shares),
+        ("was here", size(here) if here > 0 else None),
+        ("took", f"{done['seconds']:.1f} s" + (f", {size(int(rate))}/s" if rate else "")),
+        *(("from", _share(share)) for share in shares if not as_table),
+        *(("failed", f"{f['source']}: {f['code']}: {f['reason']}") for f in done.get("failures") or ()),
         ("seeded", yes_no(done["seeded"])),
         ("note", done["seed_note"]),
         ("announced", yes_no(done["announced"])),
     ]
     fields(rows)
+    if as_table:
+        print()
+        header = ("source", "kind", "bytes", "requests", "rejected", "seconds", "rate")
+        table(header, [(s["source"], s["kind"], size(s["bytes"]), *_counts(s)) for s in shares])
+
+
+def _share(share: dict[str, Any]) -> str:
+    _, rejected, seconds, rate = _counts(share)
+    text = f"{share['source']}: {size(share['bytes'])} in {share['requests']} requests"
+    return text + (f", {rejected} rejected" if rejected else "") + (f", {seconds} s, {rate}" if rate else "")
+
+
+def _counts(share: dict[str, Any]) -> tuple[object, ...]:
+    """requests, rejected, seconds, rate; the last two empty where nobody measured."""
+    seconds = share.get("seconds") or 0.0
+    rate = f"{size(int(share['bytes'] / seconds))}/s" if seconds else ""
+    return share["requests"], share["rejected"], f"{seconds:.1f}" if seconds else "", rate

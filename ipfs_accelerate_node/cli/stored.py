@@ -9,7 +9,7 @@ import click
 from ipfs_accelerate_node.cli.client import path_of
 from ipfs_accelerate_node.cli.inference import choice_lines
 from ipfs_accelerate_node.cli.options import REFERENCE, daemon_options
-from ipfs_accelerate_node.cli.render import clean, fields, note, print_json, size, table, yes_no
+from ipfs_accelerate_node.cli.render import clean, fields, incomplete, note, print_json, size, table, yes_no
 from ipfs_accelerate_node.errors import EXIT_VERIFICATION
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @daemon_options
 def ls(daemon: Daemon, as_json: bool) -> None:
-    """List the stored models: root, size, files, pinned, names (into a pipe: tabs between)."""
+    """List the stored models: root, size, files, pinned, names, what lacks (into a pipe: tabs between)."""
     store = daemon.call("GET", "/api/store")
     if as_json:
         print_json(store)
@@ -34,7 +34,14 @@ def ls(daemon: Daemon, as_json: bool) -> None:
         )
         for m in store["models"]
     ]
-    table(("root", "size", "files", "pinned", "names"), rows)
+    lacks = [incomplete(m) or "-" for m in store["models"]]
+    if any(lack != "-" for lack in lacks):  # a further column, and only then
+        table(
+            ("root", "size", "files", "pinned", "names", "lacks"),
+            [(*row, lack) for row, lack in zip(rows, lacks, strict=True)],
+        )
+    else:
+        table(("root", "size", "files", "pinned", "names"), rows)
     quota = f" of {size(store['quota_bytes'])}" if store["quota_bytes"] else ""
     note(f"{len(rows)} models, {size(store['used_bytes'])}{quota}")
 
@@ -56,6 +63,7 @@ def info(ref: str, daemon: Daemon, as_json: bool) -> None:
             ("names", " ".join(model["names"]) or None),
             ("path", model["path"]),
             ("size", f"{size(model['size_bytes'])} in {model['file_count']} files"),
+            ("lacks", incomplete(model)),
             ("pinned", yes_no(model["pinned"])),
             ("public", yes_no(model["public"])),
             ("came as", f"{came['kind']}: {came['reference']}, {came['at']}"),

@@ -48,6 +48,26 @@ BENCH: dict[str, Any] = {
 }  # fmt: skip
 
 
+PLAN: dict[str, Any] = {
+    "reference": ROOT, "root": ROOT, "only": ["*.json"], "stored": False, "bytes_total": 90_900_000,
+    "bytes_here": 400_000, "bytes_copyable": 500_000, "bytes_to_fetch": 90_000_000, "disk_needed_bytes": 90_500_000,
+    "room_bytes": 50_000_000, "evictable_bytes": 10_000_000, "quota_bytes": 100_000_000, "fits": False,
+    "hub_commit": None,
+    "files": [
+        {"path": "config.json", "cid": ROOT, "size": 400_000, "here": True, "bytes_here": 400_000, "bytes_copyable": 0},
+        {"path": "w", "cid": ROOT, "size": 90_500_000, "here": False, "bytes_here": 0, "bytes_copyable": 500_000},
+    ],
+    "sources": [
+        {"source": "http://peer:8090", "kind": "peer", "ranges": True, "complete": True, "bytes": 90_900_000,
+         "code": None, "reason": None},
+        {"source": "http://gw", "kind": "gateway", "ranges": False, "complete": None, "bytes": None, "code": None,
+         "reason": None},
+        {"source": "kubo", "kind": "kubo", "ranges": False, "complete": None, "bytes": None, "code": "stalled",
+         "reason": "kubo did not answer within 10 s"},
+    ],
+}  # fmt: skip
+
+
 def job(state: str, done: int = 0, **more: Any) -> dict[str, Any]:
     return {
         "id": "0123456789abcdef", "ref": ROOT, "name": None, "state": state, "root": ROOT, "bytes_total": 1000,
@@ -166,6 +186,8 @@ def _usual_answer(daemon: Daemon, request: web.Request) -> tuple[int, Any]:
             return 200, RECEIPT
         case "POST", ["api", "pins"]:
             return 202, job("fetching")
+        case "GET", ["api", "plan"]:
+            return 200, PLAN
         case "DELETE", ["api", "pins", _]:
             return 200, {**MODEL, "pinned": False}
         case "GET", ["api", "store"]:

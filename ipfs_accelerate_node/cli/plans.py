@@ -1,0 +1,63 @@
+"""`plan`: what a pin would fetch, from whom, and what it needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import click
+
+from ipfs_accelerate_node.cli.options import ONLY, REFERENCE, daemon_options
+from ipfs_accelerate_node.cli.render import fields, print_json, size, table
+
+if TYPE_CHECKING:
+    from ipfs_accelerate_node.cli.client import Daemon
+
+
+@click.command()
+@click.argument("ref", metavar="REF", type=REFERENCE)
+@ONLY
+@click.option("--source", metavar="URL|PEERID", help="Ask this one source only.")
+@daemon_options
+def plan(ref: str, only: tuple[str, ...], source: str | None, daemon: Daemon, as_json: bool) -> None:
+    """Say what a pin would fetch, from whom, and what it needs; nothing is fetched.
+
+    Every source is asked what it has, for at most ten seconds. Only directories and file nodes are read.
+    """
+    query = [("ref", ref), *(("only", pattern) for pattern in only), *((("source", source),) if source else ())]
+    found: dict[str, Any] = daemon.call("GET", f"/api/plan?{urlencode(query)}")
+    if as_json:
+        print_json(found)
+        return
+    quota = f", quota {size(found['quota_bytes'])}" if found["quota_bytes"] else ""
+    free = f"{size(found['room_bytes'])} free, {size(found['evictable_bytes'])} can be freed{quota}"
+    fields(
+        [
+            ("root", found["root"] or "known once it is here"),
+            ("commit", found["hub_commit"]),
+            ("size", f"{size(found['bytes_total'])} in {len(found['files'])} files"),
+            ("here", size(found["bytes_here"]) if found["bytes_here"] else None),
+            ("copyable", size(found["bytes_copyable"]) if found["bytes_copyable"] else None),
+            ("to fetch", size(found["bytes_to_fetch"])),
+            ("disk", f"{size(found['disk_needed_bytes'])} needed, {free}"),
+            ("fits", None if found["fits"] else "no: pin would be refused"),
+        ]
+    )
+    if found["sources"]:
+        print()
+        table(("source", "kind", "has", "note"), [_source(one) for one in found["sources"]])
+    print()
+    table(("file", "size", "here", "cid"), [_file(one) for one in found["files"]])
+
+
+def _source(one: dict[str, Any]) -> tuple[object, ...]:
+    if one["reason"] is not None:
+        return one["source"], one["kind"], one["code"], one["reason"]
+    has = "all" if one["complete"] else "some of it" if one["bytes"] is None else size(one["bytes"])
+    return one["source"], one["kind"], has, "" if one["ranges"] else "block by block"
+
+
+def _file(one: dict[str, Any]) -> tuple[object, ...]:
+    had = one["bytes_here"] + one["bytes_copyable"]
+    here = "yes" if one["here"] else f"{100 * had // one['size']} %" if had and one["size"] else "-"
+    return one["path"] or "(the root itself)", size(one["size"]), here, one["cid"] or "-"
