@@ -301,7 +301,7 @@ async def test_paranoid_finds_the_leaves_of_a_file_once(tmp_path: Path, monkeypa
             read.clear()
             reply = await here.ask("GET", path, headers={"Range": "bytes=5-9"})
             assert reply.body == FILES["weights.bin"][5:10]
-            assert len(set(read)) == 2  # what was asked for, which decides who may see it, and the leaf
+            assert len(set(read)) == (2 if "weights" in path else 1)  # the directory on the way, and the leaf
 
 
 def flip(path: Path, offset: int) -> None:

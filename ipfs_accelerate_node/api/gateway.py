@@ -103,7 +103,7 @@ def _form(request: web.Request) -> str | None:
 def _resolve(store: Store, path: ContentPath, public_only: bool) -> Target:
     """Raises NotFound, also where a component on the way is no directory."""
     at = path.root.canonical
-    if not store.underway.names(at, public_only=public_only) and store.block(at, public_only=public_only) is None:
+    if not store.underway.names(at, public_only=public_only) and not store.has(at, public_only=public_only):
         raise NotFound(f"{at} is not in the store", cid=str(at))
     parents: list[Cid] = []
     try:

@@ -49,8 +49,6 @@ def take_port(config: Config) -> socket.socket:
     sock = socket.socket(family, kind, proto)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it; sendfile has no timeout of its own
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, READER_STALL_S * 1000)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setblocking(False)
@@ -78,6 +76,8 @@ async def listening(app: web.Application, sock: socket.socket, *, accept: Accept
     """Serves on a taken socket until left; yields the URL under which this host reaches it. accept: makes the protocol
     of a new connection; the user's listener's if None."""
     accepting = accept or _protocol
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it; sendfile has no timeout of its own
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, READER_STALL_S * 1000)
     runner = web.AppRunner(app, handle_signals=False, handler_cancellation=True, shutdown_timeout=CUT_S)
     await runner.setup()
     try:

@@ -30,8 +30,11 @@ def block(index: Index, models: Models, cid: Cid, *, public_only: bool) -> bytes
     return models.blobs.leaf(cid, public_only=public_only)
 
 
-def has(index: Index, cid: Cid) -> bool:
-    return cid.inline is not None or index.node(cid) is not None or bool(index.leaves(cid))
+def has(index: Index, cid: Cid, *, public_only: bool = False) -> bool:
+    """As `Store.has`."""
+    if cid.inline is not None or index.node(cid, public_only=public_only) is not None:
+        return True
+    return bool(index.leaves(cid, public_only=public_only))
 
 
 def roots(index: Index, cid: Cid) -> list[Cid]:

@@ -283,9 +283,9 @@ class Store:
     def leaf_at(self, cid: Cid) -> LeafPlace | None:
         return self.blobs.place(cid)
 
-    def has(self, cid: Cid) -> bool:
+    def has(self, cid: Cid, *, public_only: bool = False) -> bool:
         """Whether `block` would find it; reads no file."""
-        return reading.has(self._index, cid)
+        return reading.has(self._index, cid, public_only=public_only)
 
     def held(self, cids: Iterable[Cid]) -> set[Cid]:
         """Those of them (canonical) that are a file or a node block of a stored model, not merely on disk. Waits for a

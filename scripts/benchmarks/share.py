@@ -76,13 +76,12 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         url, size = f"{node.url}/ipfs/{big}/model.bin", options.mib * MIB
         caller = Caller(node.url)
         caller.phase(options.requests // 10 + 20)  # loads and warms
-        rounds = []
+        rounds: list[dict[str, Any]] = []
         for _ in range(options.rounds):
             idle = caller.phase(options.requests)
             with Puller(url, size, options.connections) as puller:
                 pulled = caller.phase(options.requests)
             rounds.append({"idle": idle, "pulled": pulled, "pull_mb_s": puller.mb_s, "pulled_bytes": puller.bytes})
-        health = statistics.median(caller.connects)
     for figures in rounds:
         figures["ratio"] = figures["pulled"]["p99_ms"] / figures["idle"]["p99_ms"]
     return {
@@ -94,7 +93,6 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "implementation": caller.implementation,
         "device": caller.device,
-        "first_answer_ms": health,
         "rounds": rounds,
         "pull_mb_s": statistics.median(r["pull_mb_s"] for r in rounds),
         "ratio": statistics.median(r["ratio"] for r in rounds),
@@ -108,12 +106,10 @@ class Caller:
         where = urlsplit(url)
         self.connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=120)
         self.implementation = self.device = ""
-        self.connects: list[float] = []
         self._asked = 0
 
     def phase(self, requests: int) -> dict[str, float]:
         taken = [self._ask() for _ in range(requests)]
-        self.connects.append(taken[0])
         cuts = statistics.quantiles(taken, n=100, method="inclusive")
         return {
             "requests": requests,
