@@ -111,8 +111,14 @@ def test_a_key_file_that_others_can_read_or_that_is_a_link_is_refused(tmp_path: 
 
 # -- surfaces and scopes
 
-OPEN_ON_LOOPBACK = {Surface.OPEN, Surface.INFER, Surface.SHARE, Surface.METRICS}
-NEEDED = {Surface.INFER: "infer", Surface.SHARE: "peer", Surface.METRICS: "metrics", Surface.STATE: "admin"}
+OPEN_ON_LOOPBACK = {Surface.OPEN, Surface.INFER, Surface.SHARE, Surface.METRICS, Surface.CONTENT, Surface.HUB}
+NEEDED = {
+    Surface.INFER: "infer",
+    Surface.SHARE: "peer",
+    Surface.CONTENT: "peer",
+    Surface.METRICS: "metrics",
+    Surface.STATE: "admin",
+}
 
 
 async def test_loopback_is_open_but_for_what_changes_state(tmp_path: Path) -> None:
@@ -132,17 +138,19 @@ async def test_elsewhere_every_surface_needs_its_scope(tmp_path: Path) -> None:
     keys = KeyRing(tmp_path / "keys.json")
     secrets = {scope: keys.create([scope])[1] for scope in SCOPES}
     async with serving(tmp_path, lambda port: small_app(port, ROUTES, keys=keys, host="0.0.0.0")) as served:
-        for surface, scope in itertools.product(Surface, sorted(SCOPES)):
+        for surface, scope in itertools.product(set(Surface) - {Surface.HUB}, sorted(SCOPES)):
             wanted = 200 if scope in ("admin", NEEDED.get(surface, scope)) else 403
             assert await status(served, f"/{surface.name.lower()}", bearer(secrets[scope])) == wanted
-        for surface in Surface:
+        for surface in set(Surface) - {Surface.HUB}:
             assert await status(served, f"/{surface.name.lower()}") == (200 if surface is Surface.OPEN else 401)
+        for secret in secrets.values():  # no key of ours means anything there
+            assert await status(served, "/hub", bearer(secret)) == 403
 
 
 async def test_share_opens_what_peers_read_and_nothing_else(tmp_path: Path) -> None:
     async with serving(tmp_path, lambda port: small_app(port, ROUTES, host="0.0.0.0", share=True)) as served:
         opened = {s for s in Surface if await status(served, f"/{s.name.lower()}") == 200}
-    assert opened == {Surface.OPEN, Surface.SHARE}
+    assert opened == {Surface.OPEN, Surface.SHARE, Surface.CONTENT}
 
 
 async def test_keys_that_are_no_keys(tmp_path: Path) -> None:

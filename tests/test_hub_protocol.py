@@ -77,7 +77,7 @@ async def test_the_real_client_takes_it_for_the_hub(tmp_path: Path) -> None:
     assert said.pop("files") == {path: content.hex() for path, content in FILES.items()}
     assert said == {
         "commit": sha,
-        "tree": sorted(FILES),
+        "tree": sorted([*FILES, "1_Pooling"]),
         "no file": "RemoteEntryNotFoundError",
         "no revision": "RevisionNotFoundError",
         "no repo": "RepositoryNotFoundError",

@@ -25,6 +25,8 @@ class Surface(enum.Enum):
     OPEN = (None, True)  # probes
     INFER = ("infer", True)
     SHARE = ("peer", True)  # what other nodes read; also open elsewhere with --share
+    CONTENT = ("peer or hub", True)  # a path that is SHARE's or HUB's: its handler finds out, and asks again for that
+    HUB = ("hub", True)  # the Hub's protocol: the bearer is the caller's Hugging Face token, never a key of ours
     METRICS = ("metrics", True)
     STATE = ("admin", False)  # changes state, or names a local path
 
@@ -42,15 +44,20 @@ class Admission(Protocol):
 @dataclass(frozen=True, slots=True)
 class Gate:
     """The user's listener. loopback: its address is one that only this host reaches. share: the user opened SHARE to
-    all."""
+    all. hub_open: and HUB, for public content."""
 
     keys: KeyRing
     loopback: bool
     share: bool
+    hub_open: bool = False
 
     def admit(self, request: web.BaseRequest, surface: Surface) -> Caller | None:
         """The caller, None for one without a known key. Raises Unauthorized (no or unknown key) and Forbidden (a known
         key without the scope)."""
+        if surface is Surface.HUB or (surface is Surface.CONTENT and self.hub_open):
+            self._admit_to_hub(request)
+            return None
+        surface = Surface.SHARE if surface is Surface.CONTENT else surface
         caller = self._caller(request)
         scope, open_on_loopback = surface.value
         if scope is None or (self.loopback and open_on_loopback) or (self.share and surface is Surface.SHARE):
@@ -61,20 +68,31 @@ class Gate:
             raise Forbidden(f"this key lacks the scope {scope}", code="scope_missing", scope=scope)
         return caller
 
+    def _admit_to_hub(self, request: web.BaseRequest) -> None:
+        _authorization(request)
+        if not (self.loopback or self.hub_open):
+            raise Forbidden("the Hub's routes are closed on this address; --hub-open opens them", code="hub_closed")
+
     def sees_private(self, caller: Caller | None) -> bool:
         """May this caller read stored content that is not public? On loopback too, only who has the daemon's own key:
         another user of this machine, or another node on it, is a stranger."""
         return caller is not None and caller.may("admin")
 
     def _caller(self, request: web.BaseRequest) -> Caller | None:
-        named = request.headers.getall("Authorization", [])
-        if len(named) > 1:
-            raise Unauthorized("one Authorization header is needed, several came")
-        if any(name.lower() in _QUERY_KEYS for name in request.query):
-            raise Unauthorized("a key in a URL ends up in logs: send it as Authorization: Bearer KEY")
-        if not named:
-            return None
-        scheme, _, secret = named[0].partition(" ")
-        if scheme.lower() != "bearer" or not 0 < len(secret) <= _MAX_SECRET:
-            return None
-        return self.keys.identify(secret)
+        secret = bearer(request)
+        return None if secret is None else self.keys.identify(secret)
+
+
+def bearer(request: web.BaseRequest) -> str | None:
+    """What the request carries as ``Authorization: Bearer``. Raises Unauthorized for several, or one in the URL."""
+    scheme, _, secret = (_authorization(request) or "").partition(" ")
+    return secret if scheme.lower() == "bearer" and 0 < len(secret) <= _MAX_SECRET else None
+
+
+def _authorization(request: web.BaseRequest) -> str | None:
+    named = request.headers.getall("Authorization", [])
+    if len(named) > 1:
+        raise Unauthorized("one Authorization header is needed, several came")
+    if any(name.lower() in _QUERY_KEYS for name in request.query):
+        raise Unauthorized("a key in a URL ends up in logs: send it as Authorization: Bearer KEY")
+    return named[0] if named else None

@@ -9,6 +9,7 @@ from aiohttp import web
 from ipfs_accelerate_node.api import (
     gateway,
     health,
+    hub_routes,
     inference_routes,
     native,
     openai_routes,
@@ -19,7 +20,7 @@ from ipfs_accelerate_node.api import (
 )
 from ipfs_accelerate_node.api.access import Gate
 from ipfs_accelerate_node.api.browser import Origins
-from ipfs_accelerate_node.api.context import CONFIG, GIVING, KEYS, LEAF_MAPS, NODE
+from ipfs_accelerate_node.api.context import CONFIG, GIVING, HUB_GIVING, KEYS, LEAF_MAPS, NODE
 from ipfs_accelerate_node.api.delivery import LeafMaps
 from ipfs_accelerate_node.api.keys import KeyRing
 from ipfs_accelerate_node.api.limiter import BUSY_S, Giving, Limiter
@@ -39,8 +40,11 @@ ROUTES = (
     *storage.ROUTES,
     *pins.ROUTES,
     *uploads.ROUTES,
+    *hub_routes.ROUTES,
     *gateway.ROUTES,
 )
+
+OWN_TRANSFERS = 512  # of this machine's programs at a time by the Hub's routes
 
 
 def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = None) -> web.Application:
@@ -51,12 +55,17 @@ def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = N
     app[CONFIG] = config
     app[KEYS] = keys
     app[LEAF_MAPS] = LeafMaps(node.store)
-    app[GATE] = Gate(keys, loopback=is_loopback(config.host), share=config.share)
+    local = is_loopback(config.host)
+    app[GATE] = Gate(keys, loopback=local, share=config.share, hub_open=config.hub_open)
     app[ORIGINS] = Origins.of(config.host, config.port if port is None else port, config.allow_hosts)
     app[TRAFFIC] = traffic
     limiter = Limiter(config.share_rate_bytes, lambda: traffic.inferred_within(BUSY_S))
     app[GIVING] = giving = Giving(limiter, connections=config.share_connections)
     app.on_cleanup.append(giving.close)
+    app[HUB_GIVING] = giving
+    if local:  # the user's own loads: neither slowed down nor refused
+        app[HUB_GIVING] = own = Giving(Limiter(config.share_rate_bytes, lambda: False), connections=OWN_TRANSFERS)
+        app.on_cleanup.append(own.close)
     app[reports.ONE_AT_A_TIME] = asyncio.Lock()
     app[METRICS] = Metrics(
         {

@@ -14,6 +14,7 @@ NODE: web.AppKey[Node] = web.AppKey("node", Node)
 CONFIG: web.AppKey[Config] = web.AppKey("config", Config)
 KEYS: web.AppKey[KeyRing] = web.AppKey("keys", KeyRing)
 GIVING: web.AppKey[Giving] = web.AppKey("giving", Giving)
+HUB_GIVING: web.AppKey[Giving] = web.AppKey("hub_giving", Giving)  # the same, unless only this machine's programs come
 LEAF_MAPS: web.AppKey[LeafMaps] = web.AppKey("leaf_maps", LeafMaps)
 
 

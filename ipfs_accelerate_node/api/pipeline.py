@@ -134,6 +134,11 @@ async def _expectation(request: web.Request) -> None:
     request.writer.output_size = 0  # the reply itself has not begun
 
 
+def has_begun(request: web.BaseRequest) -> bool:
+    """Whether the head of the reply has left, so that a failure cannot be told any more."""
+    return _STARTED in request
+
+
 def request_id(request: web.BaseRequest) -> str:
     """The caller's own, if it is one that a log can hold, else a new one."""
     asked = request.headers.get("x-request-id", "")

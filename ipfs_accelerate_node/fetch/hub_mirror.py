@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.errors import AuthRequired, InvalidConfig, NodeError, NotFound, SourceUnavailable
 from ipfs_accelerate_node.fetch.flights import Flights
 from ipfs_accelerate_node.fetch.hub_files import HubFiles
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
+from ipfs_accelerate_node.fetch.seeder import Seeder
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.sources.hub import HubSource
-from ipfs_accelerate_node.sources.hub_answers import Commit, HubFile, TreeEntry
+from ipfs_accelerate_node.sources.hub_answers import INVALID_TOKEN, Commit, HubFile, TreeEntry
 from ipfs_accelerate_node.sources.hub_names import HubRepo, check_repo, checked_revision
 from ipfs_accelerate_node.store import Store, StoredFile, StoredModel
 
@@ -29,7 +29,6 @@ FRESH_S = 60.0  # what a branch means is taken from the shelf for so long
 PATIENCE_S = 2.0  # for the Hub, where the shelf has an answer that may be old
 OUTAGE_S = 30.0  # a Hub that did not answer is not waited for again
 LINGER_S = 30.0  # a file is fetched on for so long after its last client left: it may come back for the rest
-INVALID_TOKEN = "Invalid credentials in Authorization header"
 
 
 class HubMirror:
@@ -40,14 +39,15 @@ class HubMirror:
         config: Config,
         store: Store,
         shelf: HubShelf,
+        seeder: Seeder,
         group: asyncio.TaskGroup,
-        *,
-        landed: Callable[[StoredModel], None] = lambda _: None,
     ) -> None:
-        """landed: told of a model that has become complete, file by file."""
         self.shelf = shelf
+        self._store = store
+        self._seeder = seeder
+        self._group = group
         self._config = config
-        self._files = HubFiles(store, shelf, self._source, landed)
+        self._files = HubFiles(store, shelf, self._source, self._landed)
         self._answers: Flights[tuple[HubRepo, str, str | None], KeptCommit] = Flights(group)
         self._transfers: Flights[str, StoredFile] = Flights(group, linger_s=LINGER_S)
         self._down_until = 0.0
@@ -128,6 +128,19 @@ class HubMirror:
             return await hub.identity()
 
     # private
+
+    def _landed(self, model: StoredModel) -> None:
+        self._group.create_task(self._seed(model), name=f"seed {model.root}")
+
+    async def _seed(self, model: StoredModel) -> None:
+        """A model that became complete file by file is given on like one that was pinned."""
+        announce = self._config.announce_pins and model.public
+        try:
+            await in_thread(self._store.set_announce, model.root, announce)
+        except NodeError as exc:  # removed meanwhile
+            log.info("hub.not_seeded root=%s reason=%s", model.root, exc)
+            return
+        await self._seeder.seed(model.root, announce=announce, brought=False)
 
     def _known(self, repo: HubRepo, revision: str) -> tuple[KeptCommit, float] | None:
         ref = self.shelf.ref(repo, revision)

@@ -19,10 +19,11 @@ import aiohttp
 from yarl import URL
 
 from ipfs_accelerate_node.content.names import check_tree
-from ipfs_accelerate_node.errors import AuthRequired, InvalidConfig, NodeError, SourceUnavailable
+from ipfs_accelerate_node.errors import AuthRequired, InvalidConfig, NodeError, NotFound, SourceUnavailable
 from ipfs_accelerate_node.sources.guard import AddressRefused, Guard, Origin, literal
 from ipfs_accelerate_node.sources.hub_answers import (
     HOP_HEADER,
+    INVALID_TOKEN,
     About,
     Asker,
     Commit,
@@ -175,7 +176,10 @@ class HubSource:
 
             return read_identity(self._asker)
 
-        return await self._asked(ask)
+        try:
+            return await self._asked(ask)
+        except NotFound as exc:
+            raise AuthRequired(f"{self.name} refuses this token", source=self.name, hub_message=INVALID_TOKEN) from exc
 
     async def _asked(self, ask: Callable[[], T]) -> T:
         """The answer of ask, in a thread and as often as it is worth another try."""
@@ -218,6 +222,7 @@ class HubSource:
         The offset is 0 when the server knows no ranges, or refuses this one. Raises NotFound, AuthRequired and
         SourceUnavailable, here and while the runs are read.
         """
+        self._check_online()
         with self._named_errors(file):
             async with asyncio.timeout(self._first_byte_s):
                 response = await self._get(snapshot, file, start, traffic)

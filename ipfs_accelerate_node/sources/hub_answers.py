@@ -9,6 +9,7 @@ from ipfs_accelerate_node.errors import AuthRequired, NodeError, NotFound, Sourc
 from ipfs_accelerate_node.sources.guard import Origin
 
 HOP_HEADER = "X-Ipfs-Accelerate-Node-Hop"  # on each of our requests to the Hub: our own endpoint answers it 508
+INVALID_TOKEN = "Invalid credentials in Authorization header"  # what the Hub's own client tells apart from a 401
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def refusal(name: str, repo: str, status: int, headers: Mapping[str, str], *, to
     """
     code, said = headers.get("X-Error-Code"), headers.get("X-Error-Message", "")
     page = f"{name}/{repo}"
-    if said == "Invalid credentials in Authorization header":
+    if said == INVALID_TOKEN:
         how = "it is invalid or has expired; make a new one"
         return AuthRequired(f"{name} refuses this token: {how}", source=name, hub_message=said)
     if code == "GatedRepo":

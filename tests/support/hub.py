@@ -65,7 +65,9 @@ class Seen:
 class FakeHub:
     """Async context manager. url, cdn, other: three origins on loopback; other is one that nobody should be led to."""
 
-    def __init__(self, tokens: Sequence[str] = ()) -> None:
+    def __init__(self, tokens: Sequence[str] = (), *, one_origin: bool = False) -> None:
+        """one_origin: large files are behind a redirect within the Hub itself."""
+        self.one_origin = one_origin
         self.tokens = frozenset(tokens)
         self.repos: dict[str, FakeRepo] = {}
         self.faults: defaultdict[str, list[str]] = defaultdict(list)
@@ -116,26 +118,41 @@ class FakeHub:
         api = path.startswith("api/")
         if api and (fault := self._fault("api")):
             return self._api_fault(fault, request)
+        if path == "api/whoami-v2":
+            return self._whoami(request)
         form = (
-            r"api/models/(?P<repo>.+?)(?:/(?P<what>revision|tree)/(?P<rev>[^/]+)(?P<rest>/.+)?)?"
+            r"api/(?P<kind>models|datasets)/(?P<repo>.+?)"
+            r"(?:/refs|/(?P<what>revision|tree)/(?P<rev>[^/]+)(?P<rest>/.+)?)?"
             if api
             else r"(?P<repo>.+?)/resolve/(?P<rev>[^/]+)/(?P<rest>.+)"
         )
+        if self.one_origin and path.startswith("behind/"):
+            return await self._cdn(request)
         match = re.fullmatch(form, path)
         if match is None:
             return web.Response(status=404)
-        denied = self._denied(request, match["repo"], gate=not api or match.groupdict().get("what") == "tree")
+        name = f"datasets/{match['repo']}" if api and match["kind"] == "datasets" else match["repo"]
+        denied = self._denied(request, name, gate=not api or match.groupdict().get("what") == "tree")
         if denied is not None:
             return denied
-        repo = self.repos[match["repo"]]
+        repo = self.repos[name]
+        if path.endswith("/refs"):
+            return _refs(repo)
         sha = repo.refs.get(match["rev"] or "main", match["rev"])
         if sha not in repo.commits:
             return web.Response(status=404, headers={"X-Error-Code": "RevisionNotFound"})
         if not api:
             return await self._file(request, repo, sha, match["rest"])
         if match["what"] == "tree":
-            return self._tree(request, match["repo"], repo.commits[sha], sha, match["rest"])
+            return self._tree(request, f"{match['kind']}/{match['repo']}", repo.commits[sha], sha, match["rest"])
         return self._about(match["repo"], repo, sha)
+
+    def _whoami(self, request: web.Request) -> web.Response:
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token not in self.tokens:
+            return web.json_response({"error": "Invalid username or password."}, status=401)
+        secret = {"accessToken": {"displayName": "mine", "role": "read"}}
+        return web.json_response({"type": "user", "id": "1", "name": "someone", "orgs": [], "auth": secret})
 
     def _denied(self, request: web.Request, name: str, *, gate: bool) -> web.Response | None:
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -169,9 +186,10 @@ class FakeHub:
         if rest is not None:
             return web.Response(status=404, headers={"X-Error-Code": "EntryNotFound"})
         start = int(request.query.get("cursor", "0"))
-        page = [_entry(path, files[path]) for path in sorted(files)[start : start + PAGE]]
-        following = f"{self.url}/api/models/{name}/tree/{sha}?recursive=true&expand=false&cursor={start + PAGE}"
-        headers = {"Link": f'<{following}>; rel="next"'} if start + PAGE < len(files) else {}
+        entries = _entries(files)
+        page = entries[start : start + PAGE]
+        following = f"{self.url}/api/{name}/tree/{sha}?recursive=true&expand=false&cursor={start + PAGE}"
+        headers = {"Link": f'<{following}>; rel="next"'} if start + PAGE < len(entries) else {}
         return web.json_response(page, headers=headers)
 
     def _fault(self, key: str) -> str:
@@ -220,12 +238,13 @@ class FakeHub:
                 return _status(fault)
         if path.endswith(_LFS_SUFFIXES):
             self._behind[oid(path, content)] = (content, fault)
-            headers["Location"] = f"{self.cdn}/{oid(path, content)}?{SIGNED}"
+            behind = f"{self.url}/behind" if self.one_origin else self.cdn
+            headers["Location"] = f"{behind}/{oid(path, content)}?{SIGNED}"
             return web.Response(status=302, headers=headers)
         return await _send(request, content, headers, fault)
 
     async def _cdn(self, request: web.Request) -> web.StreamResponse:
-        key = request.path.strip("/")
+        key = request.path.strip("/").removeprefix("behind/")
         if key not in self._behind or request.query_string != SIGNED:
             return web.Response(status=403)
         content, fault = self._behind[key]
@@ -233,6 +252,29 @@ class FakeHub:
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
         return web.json_response([])
+
+
+def _entries(files: Mapping[str, bytes]) -> list[dict[str, object]]:
+    """Files and folders, by path, with git's own oid of each folder."""
+    found = {path: _entry(path, content) for path, content in files.items()}
+    folders = {path.rsplit("/", depth)[0] for path in files for depth in range(1, path.count("/") + 1)}
+    for folder in sorted(folders, key=lambda name: name.count("/"), reverse=True):
+        below = [e for path, e in found.items() if path.rpartition("/")[0] == folder]
+        lines = sorted(
+            (str(e["path"]).rpartition("/")[2] + "/" * (e["type"] == "directory"), str(e["oid"])) for e in below
+        )
+        body = b"".join(
+            (b"40000 " if name.endswith("/") else b"100644 ") + name.rstrip("/").encode() + b"\0" + bytes.fromhex(sha)
+            for name, sha in lines
+        )
+        tree = hashlib.sha1(b"tree %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
+        found[folder] = {"type": "directory", "path": folder, "size": 0, "oid": tree}
+    return [found[path] for path in sorted(found)]
+
+
+def _refs(repo: FakeRepo) -> web.Response:
+    branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha} for name, sha in repo.refs.items()]
+    return web.json_response({"branches": branches, "converts": [], "tags": []})
 
 
 def _entry(path: str, content: bytes) -> dict[str, object]:
