@@ -19,7 +19,7 @@ import msgspec
 from ipfs_accelerate_node.errors import BadContent, InferenceFailed, StorageError
 
 SCHEMA = 1
-EXPORTER = "2"  # of convert and what it imports; a change of the graphs it makes is a new number
+EXPORTER = "3"  # of convert and what it imports; a change of the graphs it makes is a new number
 DESCRIPTION = "artefact.json"
 _MAX_DESCRIPTION_BYTES = 4 << 20
 _READ_BYTES = 1 << 20
@@ -39,7 +39,7 @@ class Graph(msgspec.Struct, frozen=True):
     """One graph. name: that of ``Engine.run``, or ``decoder``. inputs, outputs: the names of its arrays, in order.
 
     xml, bin: where it lies; a graph without weights still has a .bin. exact: it computes in f32 whatever the model is
-    asked for.
+    asked for. mixed: (narrow, all) dense products, of a graph of which the rest stays in f32 in any precision.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Graph(msgspec.Struct, frozen=True):
     xml: StoredFile
     bin: StoredFile
     exact: bool = False
+    mixed: tuple[int, int] | None = None
 
 
 class Int8Gate(msgspec.Struct, frozen=True):

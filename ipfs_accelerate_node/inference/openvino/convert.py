@@ -114,8 +114,13 @@ class Converter:
     def _written(self, plan: Plan, model: openvino.Model) -> Graph:
         import openvino
 
+        from ipfs_accelerate_node.inference.openvino import exact_layers
+
         path = self._folder / f"{plan.name}.xml"
+        layers = exact_layers.layers_of(model)
         openvino.save_model(model, path, compress_to_fp16=False)
+        if layers is not None:
+            exact_layers.mark(path, layers.exact)
         return Graph(
             name=plan.name,
             inputs=tuple(port.get_any_name() for port in model.inputs),
@@ -123,6 +128,7 @@ class Converter:
             xml=stored_file(path),
             bin=stored_file(path.with_suffix(".bin")),
             exact=plan.exact,
+            mixed=None if layers is None else (layers.narrow, layers.products),
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import openvino
 
 from ipfs_accelerate_node.errors import BadContent, DeviceUnavailable, InferenceFailed, ModelUnsupported, NodeError
+from ipfs_accelerate_node.inference import depthwise
 from ipfs_accelerate_node.inference.model_files import ModelFiles
 from ipfs_accelerate_node.inference.openvino.artefact import Artefact, form_of, read_artefact, weights_of
 from ipfs_accelerate_node.inference.openvino.decoder import OpenVinoDecoder
@@ -68,13 +69,11 @@ class OpenVinoEngine:
     def __init__(self, artefact: Artefact, compiled: Mapping[str, openvino.CompiledModel], limits: TokenLimits) -> None:
         self.device = PREFIX + "+".join(sorted({name for model in compiled.values() for name in _devices(model)}))
         self.precision = _precision(artefact, compiled)
-        exact = [graph.name for graph in artefact.graphs if graph.exact]
-        told = (f"graph {', '.join(exact)} computes in f32",) if exact and self.precision != "f32" else ()
-        self.notes = artefact.notes + told
+        self.notes = artefact.notes + _wider_parts(artefact, self.precision)
         self.versions = {"openvino": str(openvino.__version__).split("-")[0], "numpy": np.__version__}
         self._artefact = artefact
         self._limits = limits
-        self._compiled = compiled
+        self.compiled = compiled
         self._requests: dict[str, openvino.InferRequest] = {}
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -88,7 +87,7 @@ class OpenVinoEngine:
         if described is None or graph == DECODER:
             raise ModelUnsupported(f"the model has no graph {graph!r}", code="task_unsupported")
         if graph not in self._requests:
-            self._requests[graph] = self._compiled[graph].create_infer_request()
+            self._requests[graph] = self.compiled[graph].create_infer_request()
         self._limits.check(inputs)
         request = self._requests[graph]
         run_pass(request, graph, {name: _given(name, inputs) for name in described.inputs})
@@ -99,7 +98,7 @@ class OpenVinoEngine:
         described = self._artefact.graph(DECODER)
         if described is None:
             raise ModelUnsupported("the model does not generate", code="task_unsupported")
-        return OpenVinoDecoder(self._compiled[DECODER].create_infer_request(), described, self._limits)
+        return OpenVinoDecoder(self.compiled[DECODER].create_infer_request(), described, self._limits)
 
     def memory_bytes(self) -> int:
         """What OpenVINO says that a GPU holds for this process; 0 on devices that use the machine's own memory."""
@@ -147,6 +146,16 @@ def _precision(artefact: Artefact, compiled: Mapping[str, openvino.CompiledModel
     names = {str(model.get_property("INFERENCE_PRECISION_HINT").to_string()) for model in models}
     found = "+".join(sorted(names))
     return "int8" if artefact.weights == "int8" and found == _HINT["int8"] else found
+
+
+def _wider_parts(artefact: Artefact, precision: str) -> tuple[str, ...]:
+    """For a person: what computes in f32 though another precision was asked for."""
+    if precision not in ("bf16", "f16"):
+        return ()
+    exact = [graph.name for graph in artefact.graphs if graph.exact]
+    told = [f"graph {', '.join(exact)} computes in f32"] if exact else []
+    mixed = [graph.mixed for graph in artefact.graphs if graph.mixed is not None]
+    return (*told, *(depthwise.told(narrow, products, precision) for narrow, products in mixed))
 
 
 def _given(name: str, inputs: Mapping[str, Array]) -> Array:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ipfs_accelerate_node.errors import ModelUnsupported
 from ipfs_accelerate_node.inference.architectures import FLOAT_DTYPES, complain
 from ipfs_accelerate_node.inference.safetensors_check import TensorEntry
+from ipfs_accelerate_node.inference.torch.narrowing import Narrowing
 
 # Index tables and masks that older versions saved; every version computes them itself.
 _COMPUTED = re.compile(r"(position_ids|token_type_ids|inv_freq|masked_bias|num_batches_tracked)$")
@@ -135,14 +136,15 @@ def _in_body(module: nn.Module, name: str) -> bool:
 
 
 def fill(module: nn.Module, matched: Matched, *, device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Give the module its tensors, on the device, in dtype (some stay in f32, as the class wants it). On the CPU, f32
-    stays mapped from its file. Returns notes for a person."""
+    """Give the module its tensors, on the device, in dtype (some stay in f32, as the class or `Narrowing` wants it). On
+    the CPU, f32 stays mapped from its file. Returns notes for a person."""
+    narrowing = Narrowing(module, dtype)
     for file, pairs in matched.by_file.items():
         with safe_open(file, framework="pt", device="cpu") as opened:
             for name, inner in pairs:
                 tensor = opened.get_tensor(name)
                 if tensor.is_floating_point():
-                    tensor = tensor.to(device=device, dtype=_dtype_of(module, inner, dtype))
+                    tensor = tensor.to(device=device, dtype=_dtype_of(module, inner, narrowing.dtype_of(inner)))
                 _assign(module, inner, tensor.to(device))
     notes = _tie(module, matched.found)
     for name, parameter in list(module.named_parameters()):
@@ -152,7 +154,7 @@ def fill(module: nn.Module, matched: Matched, *, device: torch.device, dtype: to
             _assign(module, name, owner.create_weight().to(device=device, dtype=dtype))  # type: ignore[operator]
     for name, buffer in list(module.named_buffers()):
         _assign(module, name, buffer.to(device))
-    return notes
+    return [*notes, *narrowing.finish()]
 
 
 def _dtype_of(module: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
