@@ -17,6 +17,7 @@ from ipfs_accelerate_node.errors import IntegrityError, NoSource, SourceUnavaila
 from ipfs_accelerate_node.fetch import Fetched, Fetcher
 from ipfs_accelerate_node.fetch.landing import MAX_OPEN_FILES
 from ipfs_accelerate_node.sources import GatewaySource, KuboSource
+from ipfs_accelerate_node.sources.source import Abilities
 from ipfs_accelerate_node.store import Store
 from tests.support.dags import Blocks, put_directory, put_file, put_leaf, put_raw
 from tests.support.gateway import FakeGateway, SmallModel, small_model
@@ -38,7 +39,9 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 
 async def serve(stack: AsyncExitStack, blocks: Blocks) -> tuple[FakeGateway, GatewaySource]:
     gateway = await stack.enter_async_context(FakeGateway(blocks))
-    source = GatewaySource(gateway.url, first_byte_timeout_s=10, stall_timeout_s=10)
+    source = GatewaySource(
+        gateway.url, first_byte_timeout_s=10, stall_timeout_s=10, abilities=Abilities(ranges=False, cars=False)
+    )
     stack.push_async_callback(source.aclose)
     return gateway, source
 
