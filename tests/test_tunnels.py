@@ -161,6 +161,7 @@ def test_an_external_kubo_has_another_identity_and_is_left_as_it_was(
     tmp_path: Path, router: KuboDaemon, two: Two
 ) -> None:
     with KuboDaemon(tmp_path / "kubo" / "repo", config=STREAMS, bootstrap=[router.addr]) as kubo:
+        router.cli("swarm", "connect", kubo.addr)
         settings = ("--kubo", kubo.api_url)
         with node(tmp_path, "c", *settings) as c:
             c.wait_for_kubo()

@@ -24,7 +24,7 @@ from ipfs_accelerate_node.sources.http import Asked, GuardedSession, Pace
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 5.0
+RETRY_S = 1.0  # doubled up to LOOK_S
 LOOK_S = 60.0  # somebody may have closed it: `ipfs p2p close --all`
 CLOSE_S = 3.0
 _LOOK_AT_S = 2.0
@@ -60,14 +60,15 @@ class Door:
 
     async def _keep_with(self, client: KuboClient, port: int) -> None:
         """Until this daemon is gone, or another run of it is there."""
+        retry_s = RETRY_S
         while self._kubo.state != "ready" or self._kubo.client is client:
-            pause_s = LOOK_S
             try:
                 await self._mount(client, port)
                 self._set("open")
+                pause_s, retry_s = LOOK_S, RETRY_S
             except Unavailable as exc:
-                pause_s = RETRY_S if exc.code == "kubo_timeout" else LOOK_S
                 self._set("waiting", str(exc))
+                pause_s, retry_s = retry_s, min(2 * retry_s, LOOK_S)
             try:
                 async with asyncio.timeout(pause_s):
                     await self._kubo.next_ready(client)
@@ -83,7 +84,7 @@ class Door:
                 continue  # one of the ways out
             if mount.target_port == port:
                 return
-            if mount.target_port is not None and await _is_node(mount.target_port):
+            if mount.target_port is not None and await _is_door(mount.target_port):
                 raise Unavailable("another node has this Kubo's door", code="door_taken")
             log.warning("door.stale port=%s: closed", mount.target_port)
             await client.streams.close(mount)
@@ -113,14 +114,17 @@ def _leads_to(mount: Mount, port: int) -> bool:
     return mount.listen_port is None and mount.target_port == port
 
 
-async def _is_node(port: int) -> bool:
-    """Does a node answer at that port of this machine?"""
+async def _is_door(port: int) -> bool:
+    """Does a node's listener for peers answer at that port of this machine? Its other listener, which may have got the
+    port since, does not say where it is dialled."""
     origin = Origin.parse(f"http://127.0.0.1:{port}")
     pace = Pace(connect_s=_LOOK_AT_S, first_byte_s=_LOOK_AT_S, stall_s=_LOOK_AT_S)
     try:
         async with GuardedSession([origin], pace=pace) as session:
-            asked = Asked(f"port {port}")
-            async with session.request("GET", origin.url("/api/peer"), asked) as reply:
-                return reply.status == 200 and msgspec.json.decode(await reply.read(1 << 14), type=Who).agent == AGENT
-    except (SourceUnavailable, msgspec.DecodeError):
+            async with session.request("GET", origin.url("/api/peer"), Asked(f"port {port}")) as reply:
+                if reply.status != 200:
+                    return False
+                who = msgspec.json.decode(await reply.read(1 << 14), type=Who)
+    except (SourceUnavailable, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return False
+    return who.agent == AGENT and who.dial is not None
