@@ -137,7 +137,7 @@ class Fetcher:
         if here is not None:
             return replace(here, seconds=time.perf_counter() - began)
         log.debug("fetch.start root=%s sources=%s", root, ",".join(source.name for source in sources))
-        run = Run(self._store, root, sources, flight.report)
+        run = Run(self._store, root, sources, flight.report, discover)
         fetched = await remembered(self._store, sources, run.fetch(into))
         log.info(
             "fetch.done root=%s bytes=%d fetched=%d s=%.2f",

@@ -76,11 +76,11 @@ class Pins:
         self._kubo = kubo
         self._seeder = seeder
         self._group = group
-        self._fetcher = Fetcher(store)
+        self.fetcher = Fetcher(store)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.origins = Origins(config, store, kubo, self._ready_kubo, discover=discover, by_peer_id=by_peer_id)
         self.jobs = JobBoard()
-        self._surveyor = Surveyor(store, self.origins, self._fetcher.resolve, self.hub)
+        self._surveyor = Surveyor(store, self.origins, self.fetcher.resolve, self.hub)
 
     def start(self, ref: str, stored: Meant, wish: Wish) -> PinJob:
         """Starts fetching. stored: finds what is here already. Raises BadRequest for what cannot be pinned so."""
@@ -199,14 +199,16 @@ class Pins:
             case RootRef(cid=cid, path=path):
                 async with AsyncExitStack() as stack:
                     sources = self.origins.open(stack, wish.source)
-                    root = await self._fetcher.resolve(cid, path, sources) if path else cid.canonical
+                    root = await self.fetcher.resolve(cid, path, sources) if path else cid.canonical
                     self.jobs.change(job.id, root=str(root))
-                    return await self._fetcher.fetch(
+                    return await self.fetcher.fetch(
                         root,
                         sources,
                         name=wish.name,
                         reference=job.ref,
                         progress=progress,
+                        only=wish.only or None,
+                        discover=self.origins.discovery(wish.source),
                     )
             case HubRef(repo=repo, revision=revision):
                 refuse_parts_of_hub(wish.only)

@@ -14,12 +14,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan, ModelPlan
+from ipfs_accelerate_node.content.selection import selected
 from ipfs_accelerate_node.content.walk import DagWalk
-from ipfs_accelerate_node.errors import IntegrityError, NodeError, NotFound, SourceUnavailable
+from ipfs_accelerate_node.errors import IntegrityError, NodeError, SourceUnavailable
 from ipfs_accelerate_node.fetch.durability import Durability
 from ipfs_accelerate_node.fetch.executor import Executor
 from ipfs_accelerate_node.fetch.landing import Landing
@@ -52,13 +52,7 @@ class Into:
 
     def wanted(self, plan: ModelPlan) -> tuple[FilePlan, ...]:
         """Raises NotFound if no file matches."""
-        if self.only is None:
-            return plan.files
-        files = tuple(f for f in plan.files if any(fnmatchcase(f.path, pattern) for pattern in self.only))
-        if not files:
-            patterns = ", ".join(self.only)
-            raise NotFound(f"{plan.root} has no file that matches {patterns[:200]!a}", cid=str(plan.root))
-        return files
+        return selected(plan, self.only)
 
 
 class Run:
@@ -114,6 +108,7 @@ class Run:
             seconds=time.perf_counter() - began,
             sources=self._schedule.shares,
             already_here=False,
+            failures=self._schedule.failures,
         )
 
     def _claim(self) -> None:

@@ -18,7 +18,7 @@ from ipfs_accelerate_node.errors import IntegrityError, NodeError, NoSource, Sou
 from ipfs_accelerate_node.fetch.meter import Meter
 from ipfs_accelerate_node.fetch.outcome import SourceNow
 from ipfs_accelerate_node.sources.source import LACKS_BLOCK, Source
-from ipfs_accelerate_node.store.types import SourceShare
+from ipfs_accelerate_node.store.types import SourceFailure, SourceShare
 
 WINDOW = 16  # blocks asked of one source at a time; times 2 MiB bounds the bytes in memory to 32 MiB
 MAX_LACKS_IN_A_ROW = 16  # a source that lacks so many blocks one after another does not have this model
@@ -178,6 +178,15 @@ class Schedule:
     def shares(self) -> tuple[SourceShare, ...]:
         """Of the sources that were asked."""
         return tuple(s.share for s in self.standings if s.requests)
+
+    @property
+    def failures(self) -> tuple[SourceFailure, ...]:
+        """Of the sources that got no further turn, and why."""
+        return tuple(
+            SourceFailure(s.source.name, s.source.kind, s.failure.code, str(s.failure))
+            for s in self.standings
+            if s.failure is not None and (s.barred or s.tired)
+        )
 
     def now(self, now: float) -> tuple[SourceNow, ...]:
         """Of every source, what it does at this moment."""
