@@ -70,7 +70,8 @@ async def survey(worker: WorkerProcess, kind: Kind) -> list[Accelerator]:
     try:
         reply, _ = await worker.ask(wire.Devices(), silence_s=SURVEY_S)
     except (WorkerGone, NodeError) as exc:
-        return [Accelerator("cpu" if kind == "torch" else kind, kind, cpu_name(), available=False, reason=str(exc))]
+        reason = str(exc.detail.get("reason", exc)) if isinstance(exc, NodeError) else str(exc)
+        return [Accelerator("cpu" if kind == "torch" else kind, kind, cpu_name(), available=False, reason=reason)]
     if not isinstance(reply, wire.DeviceList):
         return [Accelerator(kind, kind, kind, available=False, reason="its worker answered something else")]
     return [

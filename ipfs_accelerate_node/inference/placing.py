@@ -11,12 +11,14 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from ipfs_accelerate_node.errors import DeviceUnavailable, ModelUnsupported, NodeError, Unavailable
 from ipfs_accelerate_node.inference import calibration, wire
 from ipfs_accelerate_node.inference.calibration import MEASURE_S, Calibrations, Fitting, key_of
-from ipfs_accelerate_node.inference.devices import Kind, check_available, kind_of, no_gpu, survey
+from ipfs_accelerate_node.inference.devices import SURVEY_S, Kind, check_available, kind_of, no_gpu, survey
 from ipfs_accelerate_node.inference.memory import available_bytes
 from ipfs_accelerate_node.inference.model import Accelerator, Candidate, ModelSpec, State
 from ipfs_accelerate_node.inference.openvino import artefacts
@@ -29,6 +31,14 @@ PROCESS_BYTES: dict[Kind, int] = {"torch": 400 << 20, "openvino": 150 << 20}  # 
 _NO_FOLDER = "this node keeps no converted models"
 
 Tell = Callable[[State], None]
+
+
+class MakeRoom(Protocol):
+    """See ``Slots.make_room``."""
+
+    async def __call__(
+        self, need_bytes: int, device: str, free: Callable[[], Awaitable[int]] | None = None
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,7 @@ class Placing:
         threads: int,
         cache: Path | None,
         load_timeout_s: float,
-        make_room: Callable[[int, str], Awaitable[None]],
+        make_room: MakeRoom,
     ) -> None:
         self._threads = threads
         self._cache = cache
@@ -192,7 +202,8 @@ class Placing:
             described = await self._described(worker, spec)
             task = self._task(described, wanted)
             need_bytes = described.estimate_bytes.get(wanted.precision, 0) + PROCESS_BYTES[kind]
-            await self._make_room(need_bytes, wanted.device)
+            ask = partial(_free_bytes, worker, wanted.device) if wanted.device.startswith("cuda") else None
+            await self._make_room(need_bytes, wanted.device, ask)
             artefact = await self._converted(spec, task, wanted.precision, tell) if kind == "openvino" else None
             tell("loading")
             request = wire.Load(
@@ -354,3 +365,11 @@ class Placing:
             await placed.worker.stop()
             raise
         return placed, reply.samples_ns
+
+
+async def _free_bytes(worker: WorkerProcess, device: str) -> int:
+    """What a card has left, as the worker that is about to load on it sees it. Raises Unavailable: out_of_memory,
+    where not even asking fits; WorkerGone."""
+    reply, _ = await worker.ask(wire.Devices(), silence_s=SURVEY_S)
+    found = reply.devices if isinstance(reply, wire.DeviceList) else []
+    return next((one.free_bytes for one in found if one.device == device and one.free_bytes is not None), 1 << 62)

@@ -8,7 +8,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,11 +15,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ipfs_accelerate_node.errors import BadRequest, Conflict, InvalidInput, ModelUnsupported, NotFound
+from ipfs_accelerate_node.errors import Conflict, InvalidInput, ModelUnsupported, NotFound
 from ipfs_accelerate_node.inference import devices, mock, wire
 from ipfs_accelerate_node.inference.inputs import check_dimensions, check_inputs, check_items
 from ipfs_accelerate_node.inference.jobs import Job
-from ipfs_accelerate_node.inference.memory import available_bytes, proportional_bytes
+from ipfs_accelerate_node.inference.memory import available_bytes
 from ipfs_accelerate_node.inference.model import (
     PRECISIONS,
     Accelerator,
@@ -36,6 +35,7 @@ from ipfs_accelerate_node.inference.model import (
 )
 from ipfs_accelerate_node.inference.placing import Placing, Wanted
 from ipfs_accelerate_node.inference.slot import Limits, Slot
+from ipfs_accelerate_node.inference.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -68,25 +68,24 @@ class Registry:
         available: Callable[[], int] = available_bytes,
         gone: Callable[[str], None] = lambda root: None,
     ) -> None:
-        self._limits = Limits(load_timeout_s, silence_s, drain_timeout_s, steady_s)
         self._prestart = prestart
-        self._keep_alive_s = keep_alive_s
-        self._budget_bytes = budget_bytes
-        self._available = available
-        self._gone = gone
+        self._slots = Slots(
+            Limits(load_timeout_s, silence_s, drain_timeout_s, steady_s),
+            keep_alive_s=keep_alive_s,
+            budget_bytes=budget_bytes,
+            available=available,
+            gone=gone,
+        )
         self._placing = Placing(
             threads=threads or len(os.sched_getaffinity(0)),
             cache=cache,
             load_timeout_s=load_timeout_s,
-            make_room=self._make_room,
+            make_room=self._slots.make_room,
         )
-        self._slots: dict[Slot, asyncio.Task[None]] = {}  # each with the task that owns it
         self._mocks: dict[str, LoadedModel] = {}
-        self._tasks = asyncio.TaskGroup()
-        self._room = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
+        await self._slots.__aenter__()
         if self._prestart:
             await self._placing.prestart()
         return self
@@ -95,13 +94,9 @@ class Registry:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            for slot in list(self._slots):
-                await slot.close(drain=False)
+            await self._slots.__aexit__(kind, exc, traceback)
         finally:
-            try:
-                await self._tasks.__aexit__(kind, exc, traceback)
-            finally:
-                await self._placing.close()
+            await self._placing.close()
 
     # -- loading
 
@@ -132,14 +127,16 @@ class Registry:
         self._check_names(spec.root, names)
         if spec.mock:
             return self._load_mock(spec, names)
-        slot = await self._matching(spec.root, wanted)
+        slot = await self._slots.matching(spec.root, wanted)
         if slot is not None and thorough and wanted.device == "auto":
             slot = await self._unless_unmeasured(slot)
         if slot is None:
             await self._placing.check_device(wanted.device, wanted.precision)
-            slot = await self._matching(spec.root, wanted) or self._occupy(spec, wanted, names, thorough=thorough)
+            slot = await self._slots.matching(spec.root, wanted) or self._slots.occupy(
+                spec, wanted, names, self._placing, thorough=thorough
+            )
         if alias is not None:
-            self._call(slot, alias)
+            self._slots.call(slot, alias)
         slot.names = tuple(dict.fromkeys((*slot.names, *names)))
         slot.keep(keep_alive_s=keep_alive_s, pinned=pinned)
         return await slot.ready()
@@ -150,7 +147,7 @@ class Registry:
         await slot.settled()
         if not slot.unmeasured or slot.state != "ready":
             return slot
-        await self._end(slot)
+        await self._slots.end(slot)
         return None
 
     def _load_mock(self, spec: ModelSpec, names: tuple[str, ...]) -> LoadedModel:
@@ -165,77 +162,6 @@ class Registry:
             if other is not None and other.root != root:
                 raise Conflict(f"{name!r} is the name of {other.root}, which is loaded", name=name)
 
-    def _call(self, slot: Slot, alias: str) -> None:
-        """An alias means one loaded form of a model, also where there are several."""
-        if other := next((o for o in self._slots if o.alias == alias and o is not slot), None):
-            raise Conflict(f"{alias!r} is {other.spec.root} on {other.wanted.device}", name=alias)
-        slot.alias = slot.alias or alias
-
-    async def _matching(self, root: str, wanted: Wanted) -> Slot | None:
-        """The slot that is what is wanted; waits for one on its way out to be gone, and for an undecided one."""
-        while True:
-            undecided: Slot | None = None
-            for slot, owner in self._slots.items():
-                if slot.spec.root != root:
-                    continue
-                match = slot.answers_to(wanted)
-                if match and slot.state in ("draining", "absent"):
-                    await asyncio.wait([owner])
-                    break
-                if match:
-                    return slot
-                undecided = undecided or (slot if match is None else None)
-            else:
-                if undecided is None:
-                    return None
-                await undecided.settled()
-                if undecided.state == "absent" and undecided in self._slots:
-                    await asyncio.wait([self._slots[undecided]])
-
-    def _occupy(self, spec: ModelSpec, wanted: Wanted, names: tuple[str, ...], *, thorough: bool) -> Slot:
-        if spec.path is None:
-            raise BadRequest(f"{spec.root} has no files to load")
-        slot = Slot(
-            spec,
-            wanted,
-            names=names,
-            place=partial(self._placing.place, thorough=thorough),
-            limits=self._limits,
-            keep_alive_s=self._keep_alive_s,
-            pinned=False,
-        )
-        self._slots[slot] = self._tasks.create_task(self._own(slot), name=f"own model {spec.root}")
-        return slot
-
-    async def _own(self, slot: Slot) -> None:
-        try:
-            await slot.run()
-        finally:
-            del self._slots[slot]
-            if not any(other.spec.root == slot.spec.root for other in self._slots):
-                self._gone(slot.spec.root)
-
-    async def _make_room(self, need_bytes: int, device: str) -> None:
-        """Unload what was not used for longest, and is neither pinned nor at work, until so much is free."""
-        async with self._room:
-            while self._free_bytes() < need_bytes:
-                host = not device.startswith("cuda")
-                movable = [s for s in self._slots if s.idle and not s.pinned and s.on_host == host]
-                if not movable:
-                    return
-                oldest = min(movable, key=lambda slot: slot.last_used)
-                log.info("unload.for_room root=%s need_bytes=%d", oldest.spec.root, need_bytes)
-                await self._end(oldest)
-                if need_bytes > 1 << 60:
-                    return
-
-    def _free_bytes(self) -> int:
-        free = self._available()
-        if self._budget_bytes is None:
-            return free
-        taken = sum(proportional_bytes(slot.pid) for slot in self._slots if slot.pid is not None)
-        return min(free, self._budget_bytes - taken)
-
     # -- unloading and finding
 
     async def unload(self, name: str) -> None:
@@ -244,22 +170,11 @@ class Registry:
         if (mocked := self._mock(name)) is not None:
             del self._mocks[mocked.root]
             return
-        named = self._named(name)
+        named = self._slots.named(name)
         if not named:
             raise _not_loaded(name)
         aliased = [slot for slot in named if slot.alias == name]
-        await asyncio.gather(*(self._end(slot) for slot in aliased or named))
-
-    async def _end(self, slot: Slot) -> None:
-        owner = self._slots.get(slot)
-        if owner is None:
-            return
-        await slot.close(drain=True)
-        done, _ = await asyncio.wait([owner], timeout=self._limits.drain_timeout_s)
-        if not done:
-            await slot.close(drain=False)
-            await asyncio.wait([owner])
-        log.info("unload.done root=%s", slot.spec.root)
+        await asyncio.gather(*(self._slots.end(slot) for slot in aliased or named))
 
     def loaded(self) -> list[LoadedModel]:
         """Snapshots of every model that is loaded, on its way, or draining."""
@@ -269,12 +184,12 @@ class Registry:
         """By root, name or alias; of several, the one that is ready, then the one last used. task: loaded for it."""
         if (mocked := self._mock(name)) is not None:
             return mocked if task in (None, mocked.task) else None
-        named = self._named(name, task=task)
+        named = self._slots.named(name, task=task)
         return named[0].snapshot() if named else None
 
     def find_like(self, root: str, *, task: str | None, device: str, precision: str | None) -> LoadedModel | None:
         """What a request for this task, device (``auto``: any) and precision (None: any) can use as it is."""
-        named = self._named(root, task=task)
+        named = self._slots.named(root, task=task)
         fits = [
             found
             for found in (slot.snapshot() for slot in named)
@@ -285,21 +200,17 @@ class Registry:
     def _mock(self, name: str) -> LoadedModel | None:
         return next((m for m in self._mocks.values() if name == m.root or name in m.names), None)
 
-    def _named(self, name: str, *, task: str | None = None) -> list[Slot]:
-        found = [slot for slot in self._slots if name in (slot.spec.root, slot.alias, *slot.names) and slot.does(task)]
-        return sorted(found, key=lambda s: (s.alias != name, s.state != "ready", -s.last_used))
-
     def _slot(self, model: LoadedModel | str, task: str | None = None) -> Slot:
         """Raises NotFound; ModelUnsupported when it is loaded for other tasks only."""
         if isinstance(model, LoadedModel):
-            exact = [s for s in self._named(model.root) if s.is_like(model)]
+            exact = [s for s in self._slots.named(model.root) if s.is_like(model)]
             if exact and (task is None or exact[0].does(task)):
                 return exact[0]
         name = model if isinstance(model, str) else model.root
-        named = self._named(name, task=task)
+        named = self._slots.named(name, task=task)
         if named:
             return named[0]
-        if others := self._named(name):
+        if others := self._slots.named(name):
             loaded = others[0].snapshot().task
             raise ModelUnsupported(f"{name[:80]} is loaded for {loaded}, not for {task}", code="task_unsupported")
         raise _not_loaded(name)
@@ -392,7 +303,7 @@ class Registry:
 
     async def accelerators(self) -> list[Accelerator]:
         """Every device that torch and OpenVINO report here; found once, then remembered. May take seconds."""
-        found = await self._placing.devices("torch", keep=self._prestart and not self._slots)
+        found = await self._placing.devices("torch", keep=self._prestart and not list(self._slots))
         return found + await self._placing.devices("openvino", keep=False)
 
 

@@ -23,7 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput, ModelUnsupported, NodeError, Unavailable
+from ipfs_accelerate_node.errors import (
+    DeviceUnavailable,
+    InferenceFailed,
+    InvalidInput,
+    ModelUnsupported,
+    NodeError,
+    Unavailable,
+)
 from ipfs_accelerate_node.inference import devices, wire
 from ipfs_accelerate_node.inference.devices import Kind
 from ipfs_accelerate_node.inference.model import Options
@@ -49,6 +56,7 @@ class Worker:
         self._cancelled: set[int] = set()
         self._session: Session | None = None
         self._last_sign = 0.0
+        self.lack: NodeError | None = None  # why this process can do nothing
 
     def read(self) -> None:
         """Second thread: requests into the queue, cancelled jobs into their set; at the end of all the process ends."""
@@ -87,6 +95,8 @@ class Worker:
             self._send(wire.Progress(phase))
 
     def _answer(self, request: wire.Request) -> tuple[wire.Reply, bytes]:
+        if self.lack is not None:
+            raise self.lack
         match request:
             case wire.Infer():
                 return self._infer(request)
@@ -201,12 +211,26 @@ def main(arguments: list[str]) -> None:
     faulthandler.enable()
     worker = Worker(socket.socket(fileno=descriptor), kind, threads)
     threading.Thread(target=worker.read, name="read requests", daemon=True).start()
-    if kind == "torch":
-        _set_up_torch(threads)
-    else:
-        sys.meta_path.insert(0, NoTorch())
-        import openvino  # noqa: F401 - loaded before a model is asked for
+    try:
+        _set_up(kind, threads)
+    except ImportError as exc:
+        worker.lack = _lack(kind, exc)
     worker.run()
+
+
+def _lack(kind: Kind, exc: ImportError) -> DeviceUnavailable:
+    """exc: of the runtime, or of what it needs."""
+    package = (exc.name or kind).partition(".")[0]
+    reason = f"Python package {package} cannot be imported ({str(exc)[:200]}); `pip install {package}` brings it"
+    return DeviceUnavailable(f"{kind} is not available: {reason}", reason=reason)
+
+
+def _set_up(kind: Kind, threads: int) -> None:
+    """Imports what models will need, before one is asked for. Raises ImportError."""
+    if kind == "torch":
+        return _set_up_torch(threads)
+    sys.meta_path.insert(0, NoTorch())
+    import openvino  # noqa: F401
 
 
 def _set_up_torch(threads: int) -> None:
