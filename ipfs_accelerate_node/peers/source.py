@@ -13,6 +13,8 @@ from ipfs_accelerate_node.sources.http import FIRST_BYTE_S, STALL_S
 from ipfs_accelerate_node.sources.peer import PeerSource
 from ipfs_accelerate_node.sources.source import Held
 
+_LOST = frozenset({"source_unavailable", "truncated", "stalled"})  # what a tunnel's end looks like from here
+
 
 class TunnelSource:
     """See `Source`. Implements it by a `PeerSource` at this end of the tunnel; until closed it keeps the tunnel from
@@ -87,4 +89,9 @@ class TunnelSource:
                     first_byte_timeout_s=self._first_byte_s,
                     stall_timeout_s=self._stall_s,
                 )
-            yield self._peer
+            try:
+                yield self._peer
+            except SourceUnavailable as exc:
+                if exc.code in _LOST:
+                    await self._tunnels.doubt(tunnel)
+                raise

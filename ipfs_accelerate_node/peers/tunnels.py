@@ -81,10 +81,24 @@ class Tunnels:
         """Closes what was idle for too long, until cancelled."""
         while True:
             await asyncio.sleep(self._idle_s / 4)
-            late = time.monotonic() - self._idle_s
-            for tunnel in list(self._open.values()):
-                if not tunnel.users and (tunnel.last_used < late or not self._alive(tunnel)):
-                    await self._close(tunnel)
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        late = time.monotonic() - self._idle_s
+        for tunnel in list(self._open.values()):
+            if not tunnel.users and (tunnel.last_used <= late or not self._alive(tunnel)):
+                await self._close(tunnel)
+
+    async def doubt(self, tunnel: Tunnel) -> None:
+        """For who lost a connection there: one that Kubo does not have any more (it restarted faster than anybody
+        noticed, or somebody closed it) is forgotten, and made anew when it is asked for next."""
+        try:
+            listed = await tunnel.client.streams.mounts(PROTOCOL)
+        except Unavailable:
+            return
+        if tunnel.mount not in listed and self._open.get(tunnel.peer_id) is tunnel:
+            del self._open[tunnel.peer_id]
+            log.info("tunnel.lost peer=%s", tunnel.peer_id)
 
     async def aclose(self) -> None:
         for tunnel in list(self._open.values()):
