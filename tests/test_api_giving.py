@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 import random
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -16,9 +13,6 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from ipfs_accelerate_node.api import listener
-from ipfs_accelerate_node.api.context import GIVING
-from ipfs_accelerate_node.api.pipeline import TRAFFIC
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan
 from ipfs_accelerate_node.errors import NodeError
@@ -27,8 +21,8 @@ from ipfs_accelerate_node.sources import PeerSource
 from ipfs_accelerate_node.store import Provenance, Store
 from tests.support.gateway import SmallModel
 from tests.support.running import Reply, Running, running
-from tests.support.underway import BYTES, HERE, LEAF, MODEL, cid_of, coming
-from tests.test_api_gateway import flip, read_car, write
+from tests.support.underway import BYTES, HERE, LEAF, MODEL, cid_of, coming, descriptors
+from tests.test_api_gateway import flip, write
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -216,17 +210,6 @@ async def test_a_leaf_of_a_private_file_is_not_there_before_it_was_brought_for_t
 # while it changes
 
 
-def descriptors(of: Path) -> list[str]:
-    """Open files of this process below a folder."""
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
-        except FileNotFoundError:  # the one that listed the directory
-            continue
-    return [name for name in found if name.startswith((f"{of}/partial/", f"{of}/blobs/"))]
-
-
 @dataclass
 class Held:
     """A source that stops before each leaf of a file of several until it is told to go on."""
@@ -294,6 +277,37 @@ async def served_of(here: Running) -> int:
     return total
 
 
+async def test_an_incomplete_model_says_what_it_lacks(tmp_path: Path) -> None:
+    """Also while a later fetch brings the rest: what was here is served, what is not is 404, and the bitmap grows."""
+    async with running(tmp_path / "cache") as here:
+        store = here.node.store
+        here_now = {"w.bin": set(range(11)), "config.json": {0}, "sub/v.bin": set[int]()}
+        with coming(store, MODEL, here_now) as parts:
+            for file in MODEL.plan.files:
+                if here_now[file.path]:
+                    parts[file.path].commit(file)
+        kept = frozenset({"w.bin", "config.json"})
+        store.commit(MODEL.plan, MODEL.nodes.items(), provenance=FROM, paths=kept)
+        absent = f"/ipfs/{MODEL.root}/sub/v.bin"
+        assert await held_by(here) == (False, here_now)
+        assert (await here.ask("GET", f"/ipfs/{MODEL.root}/w.bin")).body == BYTES
+        assert (await here.ask("GET", absent)).status == 404
+        with coming(store, MODEL, {"w.bin": set(), "config.json": set(), "sub/v.bin": {1}}):
+            assert await held_by(here) == (False, {**here_now, "sub/v.bin": {1}})
+            part = await here.ask("GET", absent, headers={"Range": f"bytes={LEAF}-{2 * LEAF - 1}"})
+            assert (part.status, part.body) == (206, MODEL.files["sub/v.bin"][LEAF : 2 * LEAF])
+            assert (await here.ask("GET", absent)).json["code"] == "not_here_yet"
+
+
+async def held_by(here: Running) -> tuple[bool, dict[str, set[int]]]:
+    told = (await here.ask("GET", f"/api/have/{MODEL.root}")).json
+    found = {}
+    for entry in told["files"]:
+        bitmap = base64.b64decode(entry["bitmap"])
+        found[entry["path"]] = {n for n in range(8 * len(bitmap)) if bitmap[n // 8] >> n % 8 & 1}
+    return told["complete"], found
+
+
 async def test_paranoid_hashes_what_is_under_way_too(tmp_path: Path) -> None:
     async with running(tmp_path / "cache", paranoid=True) as here:
         with coming(here.node.store, MODEL, HERE):
@@ -356,108 +370,3 @@ async def fetched_from(store: Store, root: Cid, *nodes: Running) -> Fetched:
     finally:
         for peer in peers:
             await peer.aclose()
-
-
-# limits
-
-
-async def test_inference_requests_hold_the_rate(tmp_path: Path) -> None:
-    async with running(tmp_path / "cache") as here:
-        traffic = here.served.app[TRAFFIC]
-        await here.ask("GET", "/v1/models")
-        assert not traffic.inferred_within(1000)
-        reply = await here.ask("POST", "/v1/embeddings", json={"model": "mock:embedding", "input": "a"})
-        assert reply.status == 200
-        assert traffic.inferred_within(1000)
-
-
-def slow_reader(here: Running, path: str) -> socket.socket:
-    """A connection that asked for something big and takes no more than its status line."""
-    reader = socket.socket()
-    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    reader.connect(("127.0.0.1", here.served.port))
-    reader.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{here.served.port}\r\n\r\n".encode())
-    return reader
-
-
-BIG = random.Random(3).randbytes(24 * MIB)
-
-
-@pytest.mark.parametrize("query", ["", "?format=car"])
-async def test_one_transfer_too_many_is_told_to_come_back(tmp_path: Path, query: str) -> None:
-    async with running(tmp_path / "cache", share_connections=2) as here:
-        root = (await here.node.add(write(tmp_path / "model", {"w.bin": BIG, "a": b"a"}))).root
-        giving = here.served.app[GIVING]
-        path = f"/ipfs/{root}/w.bin{query}"
-        readers = [slow_reader(here, path) for _ in range(2)]
-        for reader in readers:
-            assert await asyncio.to_thread(reader.recv, 15) == b"HTTP/1.1 200 OK"
-        reply = await here.ask("GET", f"/ipfs/{root}/a")
-        assert (reply.status, reply.json["code"], reply.headers["Retry-After"]) == (503, "too_many_transfers", "1")
-        assert (await here.ask("HEAD", f"/ipfs/{root}/a")).status == 200
-        assert (await here.ask("GET", f"/api/have/{root}")).status == 200
-        assert (giving.active, giving.refused) == (2, 1)
-        for reader in readers:
-            reader.close()
-        async with asyncio.timeout(15):
-            await here.served.app[TRAFFIC].idle()
-        assert (await here.ask("GET", f"/ipfs/{root}/a")).body == b"a"
-        page = (await here.ask("GET", "/metrics")).body.decode()
-        assert "ipfs_accelerate_node_transfers_refused_total 1.0" in page
-        assert "ipfs_accelerate_node_transfers 0.0" in page
-        assert 'ipfs_accelerate_node_given_bytes_total{kind="file"}' in page
-
-
-@pytest.mark.needs("linux")
-async def test_a_reader_of_a_file_who_takes_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its slot and its descriptors are free then."""
-    monkeypatch.setattr(listener, "READER_STALL_S", 1)
-    async with running(tmp_path / "cache", share_connections=1) as here:
-        root = (await here.node.add(write(tmp_path / "model", {"w.bin": BIG}))).root
-        with slow_reader(here, f"/ipfs/{root}/w.bin") as reader:
-            assert await asyncio.to_thread(reader.recv, 15) == b"HTTP/1.1 200 OK"
-            assert here.served.app[GIVING].active == 1
-            async with asyncio.timeout(15):
-                await here.served.app[TRAFFIC].idle()
-        assert here.served.app[GIVING].active == 0
-        assert (await here.ask("GET", f"/ipfs/{root}/w.bin", headers={"Range": "bytes=0-0"})).body == BIG[:1]
-    assert not descriptors(tmp_path / "cache")
-
-
-async def test_a_reader_who_leaves_frees_everything_at_once(tmp_path: Path) -> None:
-    async with running(tmp_path / "cache") as here:
-        root = (await here.node.add(write(tmp_path / "model", {"w.bin": BIG}))).root
-        for _ in range(20):
-            with slow_reader(here, f"/ipfs/{root}/w.bin") as reader:
-                assert await asyncio.to_thread(reader.recv, 15) == b"HTTP/1.1 200 OK"
-        async with asyncio.timeout(5):
-            await here.served.app[TRAFFIC].idle()
-        assert here.served.app[GIVING].active == 0
-        assert (await here.ask("GET", f"/ipfs/{root}/w.bin", headers={"Range": "bytes=0-0"})).body == BIG[:1]
-    assert not descriptors(tmp_path / "cache")
-
-
-async def test_many_big_readers_all_get_the_right_bytes(tmp_path: Path) -> None:
-    """Files of many slices, beside each other, over and over on the same connections, with and without the rate."""
-    content = random.Random(9).randbytes(9 * MIB + 11)
-    async with running(tmp_path / "cache", share_rate_bytes=400_000_000) as here:
-        root = (await here.node.add(write(tmp_path / "model", {"w.bin": content}))).root
-        url = f"/ipfs/{root}/w.bin"
-
-        async def reader(start: int) -> None:
-            for _ in range(3):
-                reply = await here.ask("GET", url, headers={"Range": f"bytes={start}-"})
-                assert reply.body == content[start:]
-                car = await here.ask("GET", f"{url}?format=raw")
-                assert car.status == 200
-
-        for busy in (False, True):
-            with here.served.app[TRAFFIC].inference() if busy else contextmanager(lambda: iter([None]))():
-                async with asyncio.TaskGroup() as group:
-                    for start in (0, 1, MIB, 5 * MIB + 7):
-                        group.create_task(reader(start))
-        given = here.served.app[GIVING].given_bytes
-        assert given["file"] == 2 * 3 * sum(len(content) - s for s in (0, 1, MIB, 5 * MIB + 7))
-        car = await here.ask("GET", f"/ipfs/{root}?format=car")
-        assert given["car"] == len(car.body)
-        assert len(read_car(car.body)[1]) > 9

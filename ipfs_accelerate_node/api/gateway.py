@@ -205,7 +205,9 @@ async def _serve_entity(request: web.Request, store: Store, target: Target) -> w
     if target.cid.codec == DAG_PB and (listing := await asyncio.to_thread(_listing, store, target)) is not None:
         return await _entity(request, target, listing, "application/json", ".json")
     if target.cid.codec == DAG_PB:
-        raise NotFound(f"{target.cid} is a part of a file; ask for it with ?format=raw", code="not_an_entity")
+        raise NotFound(
+            f"{target.cid} is no file that is here whole; its block comes with ?format=raw", code="not_an_entity"
+        )
     return await _entity(request, target, block, "application/octet-stream", "")
 
 

@@ -104,13 +104,13 @@ class Giving:
 
         Raises ConnectionError, also where the file ends too early or cannot be read: the reply cannot be finished.
         """
-        first = min(stop, start + _SMALLEST_SLICE)
-        pipe = None
+        at, pipe = start, None
         try:
-            await self.turn("file", first - start)
-            await _first_bytes(transport, file, start, first - start)
-            if (at := first) == stop:
-                return
+            if transport.get_write_buffer_size():
+                count = min(_SMALLEST_SLICE, stop - start)
+                await self.turn("file", count)
+                await _behind_the_rest(transport, file, start, count)
+                at += count
             pipe = _Pipe(transport, file)
             while at < stop:
                 count = min(self._limiter.slice_bytes(), stop - at)
@@ -125,8 +125,8 @@ class Giving:
         await asyncio.to_thread(self._threads.shutdown)
 
 
-async def _first_bytes(transport: asyncio.Transport, file: io.BufferedReader, start: int, count: int) -> None:
-    """By the loop, which first sends what the transport still has to send."""
+async def _behind_the_rest(transport: asyncio.Transport, file: io.BufferedReader, start: int, count: int) -> None:
+    """By the loop, once it has sent what the transport still has to send."""
     try:
         sent = await asyncio.get_running_loop().sendfile(transport, file, start, count)
     except (RuntimeError, OSError) as exc:

@@ -81,7 +81,7 @@ async def remove_key(request: web.Request) -> web.Response:
 
 ROUTES = (
     Route("GET", "/api/benchmarks", list_benchmarks, Surface.SHARE),
-    Route("POST", "/api/benchmarks", run_bench, Surface.STATE),
+    Route("POST", "/api/benchmarks", run_bench, Surface.STATE, measures=True),
     Route("GET", "/api/peer", peer, Surface.SHARE),
     Route("GET", "/api/keys", list_keys, Surface.STATE),
     Route("POST", "/api/keys", create_key, Surface.STATE),

@@ -35,18 +35,20 @@ _OWN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """path: aiohttp's pattern. The surface decides who may; the dialect how failures are spelled."""
+    """path: aiohttp's pattern. The surface decides who may; the dialect how failures are spelled. measures: its reply
+    tells how fast models are."""
 
     method: str
     path: str
     handler: Handler
     surface: Surface
     dialect: Dialect = Dialect.NATIVE
+    measures: bool = False
 
     @property
     def infers(self) -> bool:
         """Whether a model works while this is answered."""
-        return self.surface is Surface.INFER and self.method == "POST"
+        return self.measures or (self.surface is Surface.INFER and self.method == "POST")
 
 
 GATE: web.AppKey[Admission] = web.AppKey("gate", Admission)

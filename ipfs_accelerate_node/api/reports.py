@@ -83,4 +83,4 @@ async def _send(reply: web.StreamResponse, queue: asyncio.Queue[_Event]) -> None
             return
 
 
-ROUTES = (Route("POST", "/api/report", make_report, Surface.STATE),)
+ROUTES = (Route("POST", "/api/report", make_report, Surface.STATE, measures=True),)

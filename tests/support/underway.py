@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.store import PartialFile, Store
@@ -39,3 +41,14 @@ def coming(
 
 def cid_of(path: str, model: SmallModel = MODEL) -> Cid:
     return next(file.cid for file in model.plan.files if file.path == path)
+
+
+def descriptors(of: Path) -> list[str]:
+    """Open files of this process below a folder."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except FileNotFoundError:  # the one that listed the directory
+            continue
+    return [name for name in found if name.startswith((f"{of}/partial/", f"{of}/blobs/"))]
