@@ -69,6 +69,9 @@ class Executor:
                     error = self._fatal
                     if error is None and not await self._wait(stage):
                         error = self._fatal or self._schedule.verdict(self._root)
+                if error is None:
+                    for standing, silence_s in stage.silent(self._now()).items():
+                        self._schedule.overtaken(standing, self._root, silence_s)
                 self._cancel_all()
                 if self._complaints:
                     await asyncio.wait(self._complaints, timeout=COMPLAINT_S)

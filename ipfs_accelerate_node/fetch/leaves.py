@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ipfs_accelerate_node.content.cid import Buffer, Cid
@@ -192,6 +192,9 @@ class Leaves:
 
     def dismiss(self, standing: Standing) -> None:
         self._planner.leave(standing)
+
+    def silent(self, now: float) -> Mapping[Standing, float]:
+        return {s: silence for s, silence in self._planner.silent(now).items() if isinstance(s, Standing)}
 
     # block by block
 

@@ -196,6 +196,11 @@ class Planner:
         if (reach := self._reaches.get(holder)) is not None:
             reach.away = True
 
+    def silent(self, now: float) -> dict[Hashable, float]:
+        """Whose own leases bring nothing, and for how many seconds already."""
+        waits = ((lease.holder, now - lease.last) for lease in self._leases if not lease.race)
+        return {holder: silence_s for holder, silence_s in waits if silence_s >= SILENT_S}
+
     # private
 
     def _fresh(self, holder: Hashable, reach: _Reach, free: int, now: float) -> Lease | None:

@@ -153,6 +153,18 @@ class Schedule:
         elif standing.rest_until <= now:  # not one more failure of the same moment
             self._pause(standing, error, now)
 
+    def overtaken(self, standing: Standing, root: Cid, silence_s: float) -> None:
+        """All is here, and this source still owes its part: it fell silent, and others brought it."""
+        if standing.failure is None:
+            name = standing.source.name
+            standing.failure = SourceUnavailable(
+                f"{name} sent nothing for {silence_s:.1f} s; others brought its part",
+                source=name,
+                cid=root,
+                code="stalled",
+            )
+            standing.barred = True
+
     def _pause(self, standing: Standing, error: SourceUnavailable, now: float) -> None:
         wait_s = error.retry_after_s
         if wait_s is not None or error.code not in _BROKE_OFF:

@@ -6,7 +6,7 @@ knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
 from ipfs_accelerate_node.fetch.schedule import Standing
@@ -46,3 +46,6 @@ class Stage(Protocol[Job]):
 
     def dismiss(self, standing: Standing) -> None:
         """This source is out, at least for now: others need not leave anything to it."""
+
+    def silent(self, now: float) -> Mapping[Standing, float]:
+        """Whose jobs bring nothing, and for how many seconds already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ipfs_accelerate_node.content.cid import Cid
@@ -87,6 +88,9 @@ class Walking:
 
     def dismiss(self, standing: Standing) -> None:
         """Nothing: nothing is left for anyone."""
+
+    def silent(self, now: float) -> Mapping[Standing, float]:
+        return {}
 
     async def carry(self, standing: Standing, job: Ask) -> None:
         cid = job.cid
