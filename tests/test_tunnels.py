@@ -140,6 +140,31 @@ def test_a_pin_from_a_peer_by_its_peer_id(two: Two) -> None:
     assert two.b.json("verify")["corrupt"] == []
 
 
+def test_a_pin_by_cid_alone_finds_the_node_and_its_ranges_carry_most(two: Two, tmp_path: Path) -> None:
+    root = two.a.json("add", str(model(tmp_path / "big", 64 * MIB)), "--announce")["root"]
+    pinned = two.b.json("pin", root)
+    bytes_of = {source["source"]: source["bytes"] for source in pinned["sources"]}
+    assert bytes_of[f"peer:{two.a_id}"] > 0.5 * pinned["bytes_total"], bytes_of
+    assert sum(bytes_of.values()) < 1.2 * pinned["bytes_total"]
+    listed = two.b.request("GET", "/api/peers")
+    assert [tunnel["node"] for tunnel in listed["tunnels"]] == [two.a_id]
+    assert (listed["door"]["state"], listed["dial"]) == ("open", listed["peer_id"])
+    assert two.b.json("verify")["corrupt"] == []
+
+
+def test_a_peer_of_the_configuration_by_its_peer_id(two: Two, router: KuboDaemon, tmp_path: Path) -> None:
+    """Found by nobody, as it was not announced: only the peer that is configured is asked for it."""
+    (quiet := tmp_path / "quiet").mkdir()
+    (quiet / "x").write_text("not announced")
+    root = two.a.json("add", str(quiet))["root"]
+    settings = ("--kubo", "managed", "--bootstrap", router.addr, "--peer", f"/p2p/{two.a_id}")
+    with node(tmp_path, "e", *settings) as e:
+        e.wait_for_kubo()
+        assert two.a_id in e.request("GET", "/api/peers")["configured"]
+        pinned = e.json("pin", root)
+        assert f"peer:{two.a_id}" in [source["source"] for source in pinned["sources"] if source["bytes"]]
+
+
 def test_a_peer_that_nobody_can_find(two: Two, tmp_path: Path) -> None:
     absent = NodeKey(b"absent" + bytes(26)).peer_id
     (other := tmp_path / "other").mkdir()
