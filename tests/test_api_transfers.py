@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ipfs_accelerate_node.api import listener
+from ipfs_accelerate_node.api import limiter, listener
 from ipfs_accelerate_node.api.app import ROUTES
 from ipfs_accelerate_node.api.context import GIVING
+from ipfs_accelerate_node.api.peers_app import build_peers_app
+from ipfs_accelerate_node.api.peers_connection import Allowances
 from ipfs_accelerate_node.api.pipeline import TRAFFIC
 from ipfs_accelerate_node.content.cid import Cid
 from tests.support.running import Running, running
@@ -75,6 +77,33 @@ async def test_one_transfer_too_many_is_told_to_come_back(tmp_path: Path, query:
         assert "ipfs_accelerate_node_transfers_refused_total 1.0" in page
         assert "ipfs_accelerate_node_transfers 0.0" in page
         assert 'ipfs_accelerate_node_given_bytes_total{kind="file"}' in page
+
+
+@pytest.mark.needs("linux")
+async def test_who_is_slow_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every slot is taken by readers who take nothing: who comes then is served, and one of them is cut off."""
+    monkeypatch.setattr(limiter, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(limiter, "SLOW_BYTES", 1 << 50)
+    async with running(tmp_path / "cache", share_connections=2, share_rate_bytes=1 << 60) as here:
+        root = (await here.node.add(write(tmp_path / "model", {"w.bin": BIG, "a": b"a"}))).root
+        readers = [slow_reader(here, f"/ipfs/{root}/w.bin") for _ in range(2)]
+        for reader in readers:
+            assert await asyncio.to_thread(reader.recv, 15) == b"HTTP/1.1 200 OK"
+        assert (await here.ask("GET", f"/ipfs/{root}/a")).body == b"a"
+        assert (here.served.app[GIVING].cut, here.served.app[GIVING].refused) == (1, 0)
+        for reader in readers:
+            reader.close()
+        async with asyncio.timeout(15):
+            await here.served.app[TRAFFIC].idle()
+        assert here.served.app[GIVING].active == 0
+    assert not descriptors(tmp_path / "cache")
+
+
+async def test_both_listeners_share_the_limits(tmp_path: Path) -> None:
+    async with running(tmp_path / "cache") as here:
+        app = build_peers_app(here.served.app, Allowances())
+        assert app[GIVING] is here.served.app[GIVING]
+        assert app[TRAFFIC] is here.served.app[TRAFFIC]
 
 
 @pytest.mark.needs("linux")

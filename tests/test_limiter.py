@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ipfs_accelerate_node.api.limiter import BURST_S, BUSY_S, Giving, Limiter
+from ipfs_accelerate_node.api.limiter import BURST_S, BUSY_S, PATIENCE_S, SLOW_BYTES, Giving, Limiter, taken_bytes
 from ipfs_accelerate_node.api.traffic import Traffic
 from ipfs_accelerate_node.errors import Unavailable
 
@@ -134,3 +134,83 @@ async def test_so_many_transfers_at_a_time() -> None:
             assert giving.active == 2
     assert (giving.active, giving.refused) == (0, 3)
     await giving.close()
+
+
+class Line(asyncio.Transport):
+    """A connection whose other end took so many bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken = 1000
+        self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def slots(clock: Clock, rate_bytes: int = 100_000_000) -> Giving:
+    def taken(line: asyncio.BaseTransport) -> int:
+        assert isinstance(line, Line)
+        return line.taken
+
+    return Giving(limiter(clock, rate_bytes), connections=2, clock=clock, taken=taken)
+
+
+async def test_the_slowest_makes_room_if_it_is_slow() -> None:
+    clock, slow, slower, new = Clock(), Line(), Line(), Line()
+    giving = slots(clock)
+    with giving.transfer(slow), giving.transfer(slower):
+        clock.now += PATIENCE_S
+        slow.taken += int(PATIENCE_S * SLOW_BYTES) - 2
+        slower.taken += int(PATIENCE_S * SLOW_BYTES) - 3
+        with giving.transfer(new):
+            assert (slow.aborted, slower.aborted) == (False, True)
+            assert giving.active == 2
+    assert (giving.active, giving.cut, giving.refused) == (0, 1, 0)
+    await giving.close()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "taken", "rate_bytes"),
+    [
+        (PATIENCE_S - 1, 0, 100_000_000),  # too early to tell
+        (PATIENCE_S, PATIENCE_S * SLOW_BYTES, 100_000_000),  # not slow
+        (PATIENCE_S, PATIENCE_S * 10_000, 80_000),  # a quarter of what we would give to each
+    ],
+)
+async def test_nobody_makes_room_who_cannot_help_it(seconds: float, taken: float, rate_bytes: int) -> None:
+    clock, one, other = Clock(), Line(), Line()
+    giving = slots(clock, rate_bytes)
+    with giving.transfer(one), giving.transfer(other):
+        clock.now += seconds
+        one.taken += int(taken)
+        other.taken += int(taken)
+        with pytest.raises(Unavailable), giving.transfer(Line()):
+            pytest.fail("one too many")
+        assert (one.aborted, other.aborted) == (False, False)
+    await giving.close()
+
+
+@pytest.mark.needs("linux")
+async def test_the_system_tells_how_much_was_taken() -> None:
+    got = asyncio.Event()
+    lines: list[asyncio.Transport] = []
+
+    class Sender(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            lines.append(transport)
+            transport.write(bytes(100_000))
+
+        def data_received(self, data: bytes) -> None:
+            got.set()
+
+    server = await asyncio.get_running_loop().create_server(Sender, "127.0.0.1", 0)
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        await reader.readexactly(100_000)
+        writer.write(b"all of it")  # acknowledges what came before
+        await got.wait()
+        assert taken_bytes(lines[0]) == 100_000
+        writer.close()
+        lines[0].abort()

@@ -64,7 +64,8 @@ async def serve(request: web.Request) -> web.StreamResponse:
     path = content_path(request.raw_path)
     form = _form(request)
     try:
-        with request.app[GIVING].transfer() if request.method == "GET" else nullcontext():
+        giving = request.app[GIVING]
+        with giving.transfer(request.transport) if request.method == "GET" else nullcontext():
             return await _served(request, path, form)
     except NotFound as exc:
         if "only-if-cached" in request.headers.get("Cache-Control", "").lower():

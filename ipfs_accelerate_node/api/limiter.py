@@ -1,6 +1,7 @@
 """What the node gives to others, and its limits: one `Giving` for the whole node, whatever listener a request came by.
 
-So many replies with content at a time, the rest is told to come back. While inference is busy, all of them together
+So many replies with content at a time, the rest is told to come back; but who has hardly taken anything for a while
+then makes room. While inference is busy, all of them together
 stay under a rate, slice by slice, each connection in its turn; else nothing slows them and no timer runs. Files leave
 by sendfile from threads: a page that has to come from the disk first must not hold up the loop.
 """
@@ -12,19 +13,24 @@ import io
 import os
 import select
 import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from ipfs_accelerate_node.errors import Unavailable
 
 BUSY_S = 2.0  # inference counts as busy for so long after its last request
 BURST_S = 0.1  # what a late timer may catch up on
 RETRY_AFTER_S = 1.0
+PATIENCE_S = 15.0  # a transfer is not judged before
+SLOW_BYTES = 64 << 10  # a second: who takes less makes room for others, if there is none
 _SMALLEST_SLICE, _LARGEST_SLICE, _FREE_SLICE = 64 << 10, 1 << 20, 4 << 20
 _SLICES_A_SECOND = 100
+_ACKED_AT = 120  # tcpi_bytes_acked in the kernel's struct tcp_info, since Linux 4.1
 
 
 class Limiter:
@@ -38,7 +44,7 @@ class Limiter:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self._rate = rate_bytes
+        self.rate_bytes = rate_bytes
         self._busy = busy
         self._clock = clock
         self._sleep = sleep
@@ -49,7 +55,7 @@ class Limiter:
         """How much to ask for in one turn."""
         if not self._busy():
             return _FREE_SLICE
-        return max(_SMALLEST_SLICE, min(_LARGEST_SLICE, self._rate // _SLICES_A_SECOND))
+        return max(_SMALLEST_SLICE, min(_LARGEST_SLICE, self.rate_bytes // _SLICES_A_SECOND))
 
     async def turn(self, size_bytes: int) -> None:
         """Returns when so many bytes may leave."""
@@ -57,7 +63,7 @@ class Limiter:
             return
         async with self._turn:
             begins_s = max(self._free_s, self._clock() - BURST_S)
-            before_s, self._free_s = self._free_s, begins_s + size_bytes / self._rate
+            before_s, self._free_s = self._free_s, begins_s + size_bytes / self.rate_bytes
             try:
                 while (wait_s := begins_s - self._clock()) > 0 and self._busy():
                     await self._sleep(min(wait_s, BUSY_S))
@@ -66,33 +72,94 @@ class Limiter:
                 raise
 
 
+def taken_bytes(transport: asyncio.BaseTransport) -> int:
+    """What the other end has acknowledged since the connection began; 0 where the system does not tell."""
+    sock = transport.get_extra_info("socket")
+    try:
+        told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED_AT + 8)
+    except (AttributeError, OSError):
+        return 0
+    return int(struct.unpack_from("=Q", told, _ACKED_AT)[0]) if len(told) >= _ACKED_AT + 8 else 0
+
+
+@dataclass(eq=False, slots=True)
+class _Transfer:
+    """before: `taken_bytes` when it began."""
+
+    transport: asyncio.Transport
+    began_s: float
+    before: int
+
+
 class Giving:
     """given_bytes: handed to the system so far, by kind (file, block, car, listing). active: replies with content under
-    way. refused: how many were one too many."""
+    way. refused: how many were one too many; cut: how many were too slow when there was no room."""
 
-    def __init__(self, limiter: Limiter, *, connections: int) -> None:
+    def __init__(
+        self,
+        limiter: Limiter,
+        *,
+        connections: int,
+        clock: Callable[[], float] = time.monotonic,
+        taken: Callable[[asyncio.BaseTransport], int] = taken_bytes,
+    ) -> None:
         self._limiter = limiter
         self._connections = connections
+        self._clock = clock
+        self._taken = taken
+        self._transfers: list[_Transfer] = []
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="giving")
         self.given_bytes: Counter[str] = Counter()
         self.active = 0
         self.refused = 0
+        self.cut = 0
 
     @contextmanager
-    def transfer(self) -> Iterator[None]:
-        """One reply with content. Raises Unavailable (code too_many_transfers) if that would be one too many."""
-        if self.active >= self._connections:
+    def transfer(self, transport: asyncio.Transport | None = None) -> Iterator[None]:
+        """One reply with content. transport: by which it can be cut when it is slow and others wait.
+
+        Raises Unavailable (code too_many_transfers) if that would be one too many.
+        """
+        if self.active >= self._connections and not self._make_room():
             self.refused += 1
             raise Unavailable(
                 f"{self.active} transfers are under way, no more at a time",
                 code="too_many_transfers",
                 retry_after_s=RETRY_AFTER_S,
             )
+        entry = None if transport is None else _Transfer(transport, self._clock(), self._taken(transport))
         self.active += 1
+        if entry is not None:
+            self._transfers.append(entry)
         try:
             yield
         finally:
+            if entry is None:
+                self.active -= 1
+            else:
+                self._leave(entry)
+
+    def _leave(self, entry: _Transfer) -> None:
+        """Once for each, cut or ended."""
+        if entry in self._transfers:
+            self._transfers.remove(entry)
             self.active -= 1
+
+    def _make_room(self) -> bool:
+        """Cuts the slowest transfer, if it is slow for no fault of ours."""
+        now = self._clock()
+        rates = [
+            ((self._taken(entry.transport) - entry.before) / age_s, entry)
+            for entry in self._transfers
+            if (age_s := now - entry.began_s) >= PATIENCE_S and age_s > 0
+        ]
+        rate, slowest = min(rates, key=lambda rated: rated[0], default=(0.0, None))
+        if slowest is None or rate >= min(SLOW_BYTES, self._limiter.rate_bytes / self._connections / 4):
+            return False
+        slowest.transport.abort()
+        self._leave(slowest)
+        self.cut += 1
+        return True
 
     async def turn(self, kind: str, size_bytes: int) -> None:
         """Returns when so many bytes of that kind may leave, and counts them."""

@@ -82,4 +82,9 @@ class _Given(Collector):
             "Asked for while as many as are allowed were under way.",
             self._giving.refused,
         )
+        yield CounterMetricFamily(
+            _PREFIX + "transfers_cut",
+            "Ended for others who waited: hardly anything of them was taken.",
+            self._giving.cut,
+        )
         yield GaugeMetricFamily(_PREFIX + "transfers", "Replies with content under way.", self._giving.active)
