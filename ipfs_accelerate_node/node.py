@@ -95,7 +95,7 @@ class Node:
                 by_peer_id=self.peers.source if tunnels else None,
             )
             shelf = await asyncio.to_thread(HubShelf, self.config.cache)
-            self.hub = HubMirror(self.config, self.store, shelf, self.seeder, self._group)
+            self.hub = HubMirror(self.config, self.store, shelf, self._pins, self.seeder, self._group)
             self._pins.shelf = shelf
             self._exit = stack.pop_all()
         self.ready = True

@@ -7,35 +7,59 @@ given to nobody before it is whole and verified.
 from __future__ import annotations
 
 import asyncio
+import glob
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 from ipfs_accelerate_node.content.build import PROFILE_NAME, tree_dag
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.errors import NodeError
+from ipfs_accelerate_node.errors import (
+    BadContent,
+    IntegrityError,
+    NodeError,
+    NotFound,
+    SourceUnavailable,
+    UnsafeContent,
+)
+from ipfs_accelerate_node.fetch.engine import Fetcher
 from ipfs_accelerate_node.fetch.hub import Part, deliver, staging
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
+from ipfs_accelerate_node.fetch.threads import in_thread
+from ipfs_accelerate_node.sources import Source
 from ipfs_accelerate_node.sources.hub import HubSource
 from ipfs_accelerate_node.sources.hub_answers import TreeEntry
 from ipfs_accelerate_node.sources.hub_snapshot import Traffic
 from ipfs_accelerate_node.store import Provenance, Store, StoredFile, StoredModel
-from ipfs_accelerate_node.store.single import in_profile, take_over
+from ipfs_accelerate_node.store.single import empty, in_profile, take_over
 
 log = logging.getLogger(__name__)
 
 SourceFor = Callable[[str | None], HubSource]
+Nearby = Callable[[KeptCommit, str, AsyncExitStack], Awaitable[tuple[Cid | None, Sequence[Source]]]]
 Landed = Callable[[StoredModel], None]
 
 
 class HubFiles:
-    """source_for: the Hub with a caller's token. landed: told of each model that became complete, on the loop."""
+    """source_for: the Hub with a caller's token. nearby: who may have a root. landed: told of each model that became
+    complete, on the loop."""
 
-    def __init__(self, store: Store, shelf: HubShelf, source_for: SourceFor, landed: Landed) -> None:
+    def __init__(
+        self,
+        store: Store,
+        shelf: HubShelf,
+        fetcher: Fetcher,
+        source_for: SourceFor,
+        nearby: Nearby,
+        landed: Landed,
+    ) -> None:
         self._store = store
+        self._fetcher = fetcher
         self._shelf = shelf
         self._source_for = source_for
+        self._nearby = nearby
         self._landed = landed
         self._lacking: dict[tuple[str, str], str] = {}  # of a commit: a file that was not here when last looked for
 
@@ -48,7 +72,40 @@ class HubFiles:
         return self._store.of_oid(bytes.fromhex(entry.file.oid), entry.size, public_only=kept.claimed)
 
     async def bring(self, kept: KeptCommit, entry: TreeEntry, token: str | None) -> StoredFile:
-        """From the Hub into the store. Raises as `fetch_hub`."""
+        """Into the store: as a part of its commit's root from peers that have it, else from the Hub. Raises as
+        `fetch_hub`."""
+        stored = await self._from_peers(kept, entry)
+        return stored or await self._from_hub(kept, entry, token)
+
+    async def _from_peers(self, kept: KeptCommit, entry: TreeEntry) -> StoredFile | None:
+        """None if nobody has it. What comes counts only if it has the Hub's oid (of a claim, the oid that it claims):
+        a map that lies is found out here."""
+        if kept.restricted:
+            return None
+        try:
+            async with AsyncExitStack() as stack:
+                root, sources = await self._nearby(kept, entry.path, stack)
+                if root is None or not sources:
+                    return None
+                await self._fetcher.fetch(
+                    root,
+                    sources,
+                    reference=f"hf:{kept.repo}@{kept.commit}",
+                    pinned=False,
+                    only=(glob.escape(entry.path),),
+                )
+        except (SourceUnavailable, IntegrityError, BadContent, UnsafeContent, NotFound) as exc:
+            log.info("hub.not_nearby repo=%s path=%s code=%s", kept.repo, entry.path, exc.code)
+            return None
+        stored = await in_thread(self.here, kept, entry)
+        if stored is None:
+            log.warning("hub.false_map repo=%s commit=%s path=%s root=%s", kept.repo, kept.commit, entry.path, root)
+            return None
+        cids = {entry.path: str(stored.cid)}
+        await in_thread(self._shelf.note_cids, kept.of_repo, kept.commit, cids, str(root))
+        return stored
+
+    async def _from_hub(self, kept: KeptCommit, entry: TreeEntry, token: str | None) -> StoredFile:
         traffic = Traffic()
         file = entry.file
         reservation = await asyncio.to_thread(self._store.reserve, file.size)
@@ -61,6 +118,8 @@ class HubFiles:
                 finally:
                     part.close()
             stored = await asyncio.to_thread(take_over, self._store, folder / "file", reservation)
+            if any(other.size == 0 for other in kept.shown()):  # clients make those themselves
+                await asyncio.to_thread(empty, self._store, folder)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         log.info("hub.file repo=%s path=%s bytes=%d", kept.repo, entry.path, traffic.bytes)
         await asyncio.to_thread(self._shelf.note_cids, kept.of_repo, kept.commit, {entry.path: str(stored.cid)})

@@ -10,17 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
 
 from ipfs_accelerate_node.config import Config
+from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import AuthRequired, InvalidConfig, NodeError, NotFound, SourceUnavailable
 from ipfs_accelerate_node.fetch.flights import Flights
+from ipfs_accelerate_node.fetch.hub_claims import Claims
 from ipfs_accelerate_node.fetch.hub_files import HubFiles
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
+from ipfs_accelerate_node.fetch.pins import Pins
 from ipfs_accelerate_node.fetch.seeder import Seeder
 from ipfs_accelerate_node.fetch.threads import in_thread
+from ipfs_accelerate_node.sources import Source
 from ipfs_accelerate_node.sources.hub import HubSource
 from ipfs_accelerate_node.sources.hub_answers import INVALID_TOKEN, Commit, HubFile, TreeEntry
-from ipfs_accelerate_node.sources.hub_names import HubRepo, check_repo, checked_revision
+from ipfs_accelerate_node.sources.hub_names import HubRepo, check_repo, checked_revision, is_hidden
 from ipfs_accelerate_node.store import Store, StoredFile, StoredModel
 
 log = logging.getLogger(__name__)
@@ -39,15 +47,19 @@ class HubMirror:
         config: Config,
         store: Store,
         shelf: HubShelf,
+        pins: Pins,
         seeder: Seeder,
         group: asyncio.TaskGroup,
     ) -> None:
+        """pins: whose fetches and origins are shared."""
         self.shelf = shelf
         self._store = store
         self._seeder = seeder
         self._group = group
         self._config = config
-        self._files = HubFiles(store, shelf, self._source, self._landed)
+        self._files = HubFiles(store, shelf, pins.fetcher, self._source, self._nearby, self._landed)
+        self._origins = pins.origins
+        self._claims = Claims(config.peers)
         self._answers: Flights[tuple[HubRepo, str, str | None], KeptCommit] = Flights(group)
         self._transfers: Flights[str, StoredFile] = Flights(group, linger_s=LINGER_S)
         self._down_until = 0.0
@@ -67,7 +79,7 @@ class HubMirror:
         check_repo(repo.id)
         known = await in_thread(self._known, repo, checked_revision(revision))
         if known is None:
-            return await self._ask(repo, revision, token)
+            return await self._first(repo, revision, token)
         kept, age_s = known
         if kept.restricted:
             asks = age_s > FRESH_S or not files_are_checked
@@ -108,6 +120,21 @@ class HubMirror:
                     raise
         return found
 
+    async def offered(self, kept: KeptCommit) -> KeptCommit:
+        """What a listing may name. Hidden files are of no root, so they come from the Hub only: while it cannot be
+        asked, those that are not here are left out, else a client that takes whole commits could not finish one."""
+        if self._is_reachable():
+            return kept
+        hidden = [entry for entry in kept.entries if not entry.folder and is_hidden(entry.path)]
+        lacking = {entry.path for entry in hidden if await in_thread(self._files.here, kept, entry) is None}
+        return replace(kept, entries=tuple(entry for entry in kept.entries if entry.path not in lacking))
+
+    async def map(self, repo: HubRepo, revision: str) -> KeptCommit | None:
+        """What a peer may be told: of a public commit, as the Hub said, whose files have CIDs here."""
+        known = await in_thread(self._known, repo, checked_revision(revision))
+        kept = known[0] if known is not None else None
+        return kept if kept is not None and kept.cids and not (kept.restricted or kept.claimed) else None
+
     async def refs(self, repo: HubRepo, token: str | None) -> dict[str, str]:
         """Full name to commit; of a public repository that is known, from the shelf when the Hub cannot be asked."""
         check_repo(repo.id)
@@ -147,7 +174,35 @@ class HubMirror:
         if ref is None:
             return None
         kept = self.shelf.commit(repo, ref[0])
-        return None if kept is None else (kept, ref[1])
+        if kept is None:
+            return None
+        return kept, math.inf if kept.claimed else ref[1]  # the Hub is asked as soon as it can be
+
+    async def _first(self, repo: HubRepo, revision: str, token: str | None) -> KeptCommit:
+        """The Hub's answer; a peer's claim where the Hub cannot be asked."""
+        try:
+            return await self._ask(repo, revision, token)
+        except AuthRequired:
+            raise
+        except SourceUnavailable:
+            claim = await self._claims.ask(repo, revision)
+            if claim is None:
+                raise
+            log.info("hub.claimed repo=%s commit=%s source=%s", repo, claim.commit, claim.source)
+            return await in_thread(self.shelf.keep, claim, revision)
+
+    async def _nearby(self, kept: KeptCommit, path: str, stack: AsyncExitStack) -> tuple[Cid | None, Sequence[Source]]:
+        """The root of a commit as far as it is known, or claimed by a peer, and who may have it: configured peers; all
+        others only where the Hub cannot be asked, as it mostly is faster than a search."""
+        root = kept.root
+        if root is None and (claim := await self._claims.ask(kept.of_repo, kept.commit)) is not None:
+            root = claim.root if path in claim.cids else None
+        if root is None or is_hidden(path):
+            return None, ()
+        if not self._is_reachable():
+            return Cid.parse(root), self._origins.open(stack, None)
+        peers = [self._origins.open(stack, peer) for peer in self._config.peers]
+        return Cid.parse(root), [source for opened in peers for source in opened]
 
     async def _ask(self, repo: HubRepo, revision: str, token: str | None, *, hurried: bool = False) -> KeptCommit:
         key = (repo, revision, token)

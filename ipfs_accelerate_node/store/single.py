@@ -43,6 +43,16 @@ def take_over(store: Store, path: Path, reservation: Reservation) -> StoredFile:
     return _found(store, file.cid)
 
 
+def empty(store: Store, folder: Path) -> StoredFile:
+    """The file without a byte, which nobody need send. folder: of the caller alone, on the store's device. Blocks."""
+    with disk.storing("cannot store an empty file"):
+        path = folder / "empty"
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
+    with store.reserve(0) as reservation:
+        return take_over(store, path, reservation)
+
+
 def in_profile(store: Store, cid: Cid) -> BuiltFile:
     """A stored file as the import profile builds it: the same CID mostly. Where it was imported with other settings it
     is hashed again, and is in the store under both. Raises NotFound. Blocks."""

@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,10 +24,12 @@ SIGNED = "X-Amz-Signature=secret-of-a-signed-url"
 _LFS_SUFFIXES = (".safetensors", ".bin")
 
 
+@lru_cache(256)  # of files of 90 MB too
 def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
+@lru_cache(256)
 def oid(path: str, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest() if path.endswith(_LFS_SUFFIXES) else git_oid(content)
 
