@@ -160,8 +160,9 @@ class Surveyor:
         return {cid: block for cid, block in found if block is not None}
 
     def _files(self, files: Sequence[FilePlan]) -> tuple[PlannedFile, ...]:
-        """What is here of each. A file at a second path costs nothing more."""
+        """What is here of each. A file at a second path costs nothing more, nor does a leaf at a second place."""
         seen: set[Cid] = set()
+        wanted: set[Cid] = set()
         planned = []
         for file in files:
             cid = file.cid.canonical
@@ -171,16 +172,22 @@ class Surveyor:
             elif cid in seen:
                 here_bytes, copyable = 0, file.size
             else:
-                here_bytes, copyable = self._parts_here(file)
+                here_bytes, copyable = self._parts_here(file, wanted)
             seen.add(cid)
             planned.append(PlannedFile(file.path, cid, file.size, here, here_bytes, copyable))
         return tuple(planned)
 
-    def _parts_here(self, file: FilePlan) -> tuple[int, int]:
-        """Durable bytes of an earlier try, and further ones that other stored files hold."""
+    def _parts_here(self, file: FilePlan, wanted: set[Cid]) -> tuple[int, int]:
+        """Durable bytes of an earlier try, and further ones that other stored files hold, or that are fetched for
+        another place. wanted: leaves that are to be fetched, grows."""
         brought = self._store.brought(file.cid, file.size)
-        left = [leaf for leaf in file.leaves if not brought.covers(leaf.offset, leaf.offset + leaf.length)]
-        copyable = sum(leaf.length for leaf in left if self._store.leaf_at(leaf.cid) is not None)
+        copyable = 0
+        for leaf in file.leaves:
+            if brought.covers(leaf.offset, leaf.offset + leaf.length):
+                continue
+            if leaf.cid in wanted or self._store.leaf_at(leaf.cid) is not None:
+                copyable += leaf.length
+            wanted.add(leaf.cid)
         return brought.total(), min(copyable, file.size - brought.total())
 
     async def _of_hub(self, text: str, reference: HubRef) -> Survey:
