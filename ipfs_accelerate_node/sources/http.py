@@ -7,6 +7,7 @@ transfer: only silence (or a trickle below MIN_BYTES_PER_S) ends it, so a slow l
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
@@ -236,10 +237,15 @@ def _next_hop(url: URL, location: str | None, asked: Asked) -> URL:
         following = url.join(URL(location))
         same_scheme = Origin.of(following).scheme == url.scheme
     except ValueError as exc:
-        raise asked.fault(f"redirects to {location[:80]!a}", "redirect_refused") from exc
+        raise asked.fault(f"redirects to {_place(location)}", "redirect_refused") from exc
     if not same_scheme or following.user is not None or following.password is not None:
-        raise asked.fault(f"redirects to {location[:80]!a}", "redirect_refused")
+        raise asked.fault(f"redirects to {_place(location)}", "redirect_refused")
     return following.with_fragment(None)
+
+
+def _place(location: str) -> str:
+    """A URL for an error's text: without user information and query, which may hold secrets."""
+    return ascii(re.sub(r"//[^/]*@", "//", location.partition("?")[0])[:80])
 
 
 @contextmanager
