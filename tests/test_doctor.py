@@ -62,6 +62,32 @@ async def test_doctor_sees_the_running_daemon(tmp_path: Path, daemon: Daemon) ->
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        (
+            {"door": {"state": "open", "reason": None}, "dial": "12D3", "tunnels": [{}]},
+            "others dial 12D3; 1 reached now",
+        ),
+        ({"door": {"state": "waiting", "reason": "no\x1b mounts"}, "tunnels": []}, "cannot come in: no\\x1b mounts"),
+        ({"door": "ajar"}, None),
+    ],
+    ids=["open", "shut", "nonsense"],
+)
+async def test_doctor_says_whether_others_can_come_in(
+    tmp_path: Path, daemon: Daemon, told: dict[str, object], line: str | None
+) -> None:
+    daemon.answers["GET", "/readyz"] = (200, {"ready": True, "degraded": []})
+    daemon.answers["GET", "/api/peers"] = (200, told)
+    process = await start_cli(tmp_path, "doctor")
+    async with asyncio.timeout(50):
+        out, _ = await process.communicate()
+    lines = [shown for shown in out.decode().splitlines() if " peers: " in shown]
+    assert (line is None) == (not lines)
+    assert line is None or line in lines[0]
+
+
+@pytest.mark.timeout(60)
 async def test_doctor_looks_at_the_cache_that_was_named_also_without_settings(tmp_path: Path) -> None:
     process = await start_cli(tmp_path, "doctor", "--json", env={"IPFS_ACCELERATE_NODE_PORT": "no number"})
     async with asyncio.timeout(50):

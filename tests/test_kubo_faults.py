@@ -163,6 +163,58 @@ async def test_a_sign_of_life_does_not_wait_for_long_calls() -> None:
         await client.aclose()
 
 
+@pytest.mark.parametrize(
+    "listed", ["[]", "{}", '{"Listeners": 5}', '{"Listeners": [{"Protocol": "/x/a"}]}', "no JSON", "[" * 20000]
+)
+async def test_mounts_in_a_way_not_understood(listed: str) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=listed)
+
+    async with serving(answer) as url:
+        client = plain(url)
+        with pytest.raises(Unavailable) as refused:
+            await client.streams.mounts("/x/a")
+        assert refused.value.code == "kubo_error"
+        await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("lines", "ids"),
+    [
+        (
+            ['{"Type": 4, "Responses": [{"ID": "a"}, {"ID": "b"}]}', '{"Type": 4, "Responses": [{"ID": "a"}]}'],
+            ["a", "b"],
+        ),
+        (['{"Type": 1, "Responses": [{"ID": "a"}]}', '{"Type": 4, "Responses": null}', "{}"], []),
+        ([f'{{"Type": 4, "Responses": [{{"ID": "{n}"}}]}}' for n in range(50)], [str(n) for n in range(5)]),
+    ],
+    ids=["each once", "other events", "bounded"],
+)
+async def test_providers_as_they_are_found(lines: list[str], ids: list[str]) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(text="\n".join(lines))
+
+    async with serving(answer) as url:
+        client = plain(url)
+        assert [peer async for peer in client.find_providers(Cid.of(b""), limit=5, timeout_s=5)] == ids
+        await client.aclose()
+
+
+async def test_a_search_for_providers_that_never_ends() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b'{"Type": 4, "Responses": [{"ID": "a"}]}\n')
+        await asyncio.Event().wait()
+        return response
+
+    async with serving(answer) as url:
+        client = plain(url)
+        assert [peer async for peer in client.find_providers(Cid.of(b""), timeout_s=0.3)] == ["a"]
+        assert await client.providers(Cid.of(b""), timeout_s=0.3) == ["a"]
+        await client.aclose()
+
+
 # --- what a child's secret may reach
 
 

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 ASKER = NodeKey(b"asker" + bytes(27))
 PEER = b"12D3KooWGaUYk5TBjFRYZVcoCQtEtbownBXysrvGUjy89ig63u3e\n"
 OWN = {("GET", "/ipfs/{path:.+}"), ("HEAD", "/ipfs/{path:.+}"), ("GET", "/api/have/{root}")} | {
-    ("GET", path) for path in ("/api/benchmarks", "/api/peer")
+    ("GET", path) for path in ("/api/benchmarks", "/api/maps", "/api/peer")
 }
 
 
@@ -127,7 +127,7 @@ async def test_every_other_route_of_the_node_is_not_there(door: Door, with_key: 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 async def test_no_other_method(door: Door, method: str) -> None:
-    for path in (f"/ipfs/{door.public}", f"/api/have/{door.public}", "/api/benchmarks", "/api/peer"):
+    for path in (f"/ipfs/{door.public}", f"/api/have/{door.public}", "/api/benchmarks", "/api/maps", "/api/peer"):
         assert (await door.ask(method, path)).status == 404
 
 

@@ -1,8 +1,9 @@
 """The peers' listener: a second application on a port of its own, which is all that strangers ever reach.
 
 `ipfs p2p listen` brings them in as 127.0.0.1, so this door opens on nothing but the routes below: public content, what
-is here of a root, published records, who this is. No key means anything here; every other path and method is 404.
-A request may be signed (`records.request`); one that is signed wrongly is refused, whatever it asks for.
+is here of a root, published records, maps of public Hub commits, who this is. No key means anything here; every other
+path and method is 404. A request may be signed (`records.request`); one that is signed wrongly is refused, whatever it
+asks for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Self
 from aiohttp import web
 
 from ipfs_accelerate_node import __version__
-from ipfs_accelerate_node.api import gateway, storage
+from ipfs_accelerate_node.api import gateway, hub_routes, storage
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.browser import from_browser
 from ipfs_accelerate_node.api.context import CONFIG, GIVING, LEAF_MAPS, NODE, node
@@ -77,6 +78,10 @@ async def have(request: web.Request) -> web.StreamResponse:
     return await storage.have(request)
 
 
+async def maps(request: web.Request) -> web.StreamResponse:
+    return await hub_routes.read_map(request)
+
+
 async def content(request: web.Request) -> web.StreamResponse:
     return await gateway.serve(request)
 
@@ -126,6 +131,7 @@ ROUTES = (
     Route("HEAD", "/ipfs/{path:.+}", content, Surface.SHARE),
     Route("GET", "/api/have/{root}", have, Surface.SHARE),
     Route("GET", "/api/benchmarks", benchmarks, Surface.SHARE),
+    Route("GET", "/api/maps", maps, Surface.SHARE),
     Route("GET", "/api/peer", peer, Surface.SHARE),
 )
 

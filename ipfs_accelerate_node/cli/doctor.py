@@ -89,6 +89,8 @@ def examine(cache: Path | None, file: Path | None, env: Mapping[str, str]) -> It
     if daemon_url is None:
         yield _port(config)
     yield from _kubo(config, daemon_url)
+    if daemon_url is not None:
+        yield from _peers(config, daemon_url)
     yield _token(config, env)
     yield from _endpoint(config, daemon_url, env)
     yield _accelerators()
@@ -181,6 +183,22 @@ def _kubo(config: Config, daemon_url: str | None) -> Iterator[Finding]:
         return
     runs = "runs with the daemon" if daemon_url else "starts with the daemon"
     yield Finding("Kubo", "ok", f"{asked.stdout.strip()[:80]} at {binary}, {runs}")
+
+
+def _peers(config: Config, daemon_url: str) -> Iterator[Finding]:
+    """Whether other nodes can come in, as the running daemon says; nothing where it does not say."""
+    key = (read_daemon_file(config.cache) or {}).get("key")
+    try:
+        told = Daemon(daemon_url, str(key), where="").call("GET", "/api/peers", timeout_s=ASK_TIMEOUT_S)
+        door, tunnels = told["door"], len(told["tunnels"])
+        state, reason = str(door["state"]), str(door["reason"])
+    except (NodeError, KeyError, TypeError):
+        return
+    if state == "open":
+        yield Finding("peers", "ok", f"others dial {told.get('dial')}; {tunnels} reached now")
+        return
+    mend = "for an external Kubo: ipfs config --json Experimental.Libp2pStreamMounting true, and restart it"
+    yield Finding("peers", "missing", f"other nodes cannot come in: {reason}", mend)
 
 
 def _external_kubo(config: Config) -> str | None:

@@ -101,8 +101,9 @@ class Tunnels:
             log.info("tunnel.lost peer=%s", tunnel.peer_id)
 
     async def aclose(self) -> None:
-        for tunnel in list(self._open.values()):
-            await self._close(tunnel)
+        async with asyncio.TaskGroup() as group:  # at once: where Kubo hangs, each takes CLOSE_S
+            for tunnel in list(self._open.values()):
+                group.create_task(self._close(tunnel))
 
     async def _opened(self, peer_id: str, timeout_s: float) -> Tunnel:
         lock = self._opening.setdefault(peer_id, asyncio.Lock())
