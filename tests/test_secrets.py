@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 import subprocess
 from pathlib import Path
 
+import aiohttp
 import pytest
 
+from tests.support.hub import FakeHub
 from tests.support.node import NodeProcess
 
 HUB_TOKEN = "hf_canaryCanaryCanaryCanary"
@@ -62,3 +65,49 @@ def test_no_canary_sings(cache: Path, tmp_path: Path) -> None:
         for secret in (HUB_TOKEN, KUBO_SECRET, key, admin):
             assert secret not in text, place
     assert "nobody may read" not in log
+
+
+@pytest.mark.needs("linux")
+@pytest.mark.timeout(90)
+async def test_a_callers_token_goes_to_the_hub_and_sings_nowhere_else(cache: Path, tmp_path: Path) -> None:
+    """With a peer and a gateway that write down what they are asked, at the most talkative log level."""
+    async with FakeHub([HUB_TOKEN]) as hub:
+        files = {"config.json": b"{}", "model.safetensors": bytes(100_000)}
+        hub.repo("org/open", files)
+        hub.repo("org/private", files, readers=frozenset([HUB_TOKEN]))
+        hub.repo("org/gated", files, gated=True)
+        sources = ("--peer", hub.other, "--gateway", hub.other)
+        node = NodeProcess(cache, "--hf-upstream", hub.url, "--log-level", "debug", *sources)
+        try:
+            await asyncio.to_thread(node.start)
+            said = ""
+            for repo in ("org/open", "org/private", "org/gated", "org/none"):
+                for path in ("resolve/main/config.json", "resolve/main/model.safetensors", "resolve/no/config.json"):
+                    said += await answer(f"{node.url}/{repo}/{path}")
+                for path in ("", "/tree/main", "/refs", "/revision/no"):
+                    said += await answer(f"{node.url}/api/models/{repo}{path}")
+            for path in ("/api/whoami-v2", f"/api/models/org/open?token={HUB_TOKEN}", "/metrics"):
+                said += await answer(node.url + path)
+            assert node.process is not None
+            arguments = Path(f"/proc/{node.process.pid}/cmdline").read_text()
+            environment = Path(f"/proc/{node.process.pid}/environ").read_text()
+        finally:
+            await asyncio.to_thread(node.stop)
+    assert any(seen.authorization == f"Bearer {HUB_TOKEN}" for seen in hub.asked("hub"))
+    assert hub.asked("other")
+    everything = {"answers": said, "arguments": arguments, "environment": environment, "log": node.log.read_text()}
+    everything |= {f"request to {s.at}": f"{s.path} {s.headers}" for s in hub.seen if s.at != "hub"}
+    everything |= {f"URL at {s.at}": s.path for s in hub.seen}
+    for file in cache.rglob("*"):
+        if file.is_file():
+            everything[str(file)] = file.read_bytes().decode("latin-1")
+    for place, text in everything.items():
+        assert HUB_TOKEN not in text, place
+
+
+async def answer(url: str) -> str:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(url, headers={"Authorization": f"Bearer {HUB_TOKEN}"}) as reply,
+    ):
+        return f"{reply.headers} {(await reply.read()).decode('latin-1')}"

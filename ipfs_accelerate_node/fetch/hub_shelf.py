@@ -27,7 +27,7 @@ import msgspec
 from ipfs_accelerate_node.sources.hub_answers import About, Commit, HubFile, TreeEntry
 from ipfs_accelerate_node.sources.hub_names import HubRepo, Kind, is_commit, is_hidden
 from ipfs_accelerate_node.sources.hub_snapshot import Snapshot
-from ipfs_accelerate_node.store.disk import open_directory, read_file, storing, write_file
+from ipfs_accelerate_node.store.disk import open_directory, read_file, write_file
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,8 @@ class Refs:
 
 
 class HubShelf:
-    """Blocks and may be used from several threads. One per cache: the store's lock keeps other processes away."""
+    """Blocks and may be used from several threads. One per cache: the store's lock keeps other processes away. What
+    cannot be written is kept in memory as long as there is room."""
 
     def __init__(self, cache: Path, *, now_s: Callable[[], float] = time.time) -> None:
         self._root = cache / "hub" / SHELF
@@ -152,7 +153,7 @@ class HubShelf:
 
     def keep(self, kept: KeptCommit, revision: str | None = None) -> KeptCommit:
         """Writes an answer down, and that revision meant this commit just now. CIDs that are known stay known, and what
-        the Hub itself said is not replaced by a peer's word. Raises StorageError."""
+        the Hub itself said is not replaced by a peer's word."""
         repo, source, claimed = kept.of_repo, kept.source, kept.claimed
         with self._lock:
             old = self._recent.get((repo, kept.commit)) or self.commit(repo, kept.commit)
@@ -168,12 +169,12 @@ class HubShelf:
             return kept
 
     def note_ref(self, repo: HubRepo, revision: str, about: About, source: str) -> None:
-        """That revision means this commit now; the commit itself is kept already. Raises StorageError."""
+        """That revision means this commit now; the commit itself is kept already."""
         with self._lock:
             self._put_ref(repo, revision, Ref(about.sha, self._now_s(), source), about.restricted)
 
     def note_cids(self, repo: HubRepo, commit: str, cids: Mapping[str, str], root: str | None = None) -> None:
-        """CIDs of files that were stored here, so checked against their oids. Raises StorageError."""
+        """CIDs of files that were stored here, so checked against their oids."""
         with self._lock:
             kept = self.commit(repo, commit)
             if kept is not None:
@@ -222,12 +223,14 @@ class HubShelf:
             log.warning("hub_shelf.too_large repo=%s file=%s bytes=%d", repo, name, len(data))
             return
         folder = self._folder(repo)
-        with storing(f"cannot keep what the Hub says of {repo}"):
+        try:
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, parents=True)
                 self._make_room()
             with _directory(folder) as fd:
                 write_file(name, data, dir_fd=fd)
+        except OSError as exc:  # a full disk is no reason to answer nobody: memory has it, for now
+            log.warning("hub_shelf.not_written repo=%s reason=%s", repo, exc.strerror)
 
     def _make_room(self) -> None:
         folders = sorted(self._root.iterdir(), key=lambda path: path.lstat().st_mtime)
