@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import IntegrityError, NoSource
 from ipfs_accelerate_node.fetch import experience
+from ipfs_accelerate_node.fetch.pins import Wish
+from ipfs_accelerate_node.node import Node
 from ipfs_accelerate_node.sources import GatewaySource
 from ipfs_accelerate_node.sources.source import Abilities
 from ipfs_accelerate_node.store import Store
@@ -21,6 +24,7 @@ from ipfs_accelerate_node.store.source_records import (
     Conduct,
     SourceRecord,
 )
+from tests.support.gateway import FakeGateway, Flip, small_model
 
 URL = "https://gateway.example"
 NOW = 1_700_000_000.0
@@ -132,3 +136,22 @@ def test_names_are_only_values(cache: Path, name: str) -> None:
         store.source_records.note([Conduct(name, "peer", bytes=7)], NOW)
     with Store.open(cache) as store:
         assert found(store, name).bytes == 7
+
+
+async def test_a_pin_and_a_plan_make_use_of_it(cache: Path) -> None:
+    """A liar is taken down by the pin that met it, asked last by the next, and the plan says so."""
+    model = small_model({"weights": bytes(range(200)), "config.json": b"{}"})
+    async with FakeGateway({}) as liar, FakeGateway({}) as honest:
+        for gateway in (liar, honest):
+            gateway.publish(model)
+        liar.fault = Flip()
+        async with Node(Config(cache=cache, kubo="off", gateways=(liar.url, honest.url))) as node:
+            updates = node.updates(node.start_pin(str(model.root), Wish(source=liar.url)))
+            error = [job.error async for job in updates][-1]
+            assert error is not None
+            assert error["code"] == "hash_mismatch"
+            survey = await node.plan(str(model.root))
+    doubts = {source.source: source.doubt for source in survey.sources}
+    assert "wrong bytes 1 times" in (doubts[liar.url] or "")
+    assert doubts[honest.url] is None
+    assert [source.source for source in survey.sources] == [honest.url, liar.url]

@@ -54,7 +54,8 @@ def _source(one: dict[str, Any]) -> tuple[object, ...]:
     if one["reason"] is not None:
         return one["source"], one["kind"], one["code"], one["reason"]
     has = "all" if one["complete"] else "some of it" if one["bytes"] is None else size(one["bytes"])
-    return one["source"], one["kind"], has, "" if one["ranges"] else "block by block"
+    notes = ("" if one["ranges"] else "block by block", one["doubt"] or "")
+    return one["source"], one["kind"], has, "; ".join(note for note in notes if note)
 
 
 def _file(one: dict[str, Any]) -> tuple[object, ...]:

@@ -14,6 +14,7 @@ from ipfs_accelerate_node.content.plan import FilePlan, ModelPlan
 from ipfs_accelerate_node.content.reference import HubRef, MockRef, Reference, RootRef
 from ipfs_accelerate_node.content.selection import refuse_parts_of_hub, selected
 from ipfs_accelerate_node.errors import BadRequest, NotFound
+from ipfs_accelerate_node.fetch.experience import told
 from ipfs_accelerate_node.fetch.hub import staging_folder, stored_commit
 from ipfs_accelerate_node.fetch.inquiry import Answer, Inquiry
 from ipfs_accelerate_node.fetch.origins import Origins
@@ -43,7 +44,7 @@ class PlannedFile:
 @dataclass(frozen=True, slots=True)
 class Prospect:
     """One source. complete: whether it has all that is wanted, as it says; bytes: how much of it. Both are None where
-    it cannot say, or was of no use: then code and reason tell why."""
+    it cannot say, or was of no use: then code and reason tell why. doubt: what earlier fetches hold against it."""
 
     source: str
     kind: str
@@ -52,6 +53,7 @@ class Prospect:
     bytes: int | None = None
     code: str | None = None
     reason: str | None = None
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,9 +249,12 @@ class Surveyor:
             evictable_bytes=evictable,
             quota_bytes=self._store.quota_bytes,
             fits=needed <= room + evictable,
-            sources=tuple(_prospect(answer, files) for answer in answers),
+            sources=tuple(self._prospect(answer, files) for answer in answers),
             hub_commit=about.hub_commit,
         )
+
+    def _prospect(self, answer: Answer, files: Sequence[FilePlan]) -> Prospect:
+        return replace(_says(answer, files), doubt=told(self._store, answer.source.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +266,7 @@ class _About:
     hub_commit: str | None = None
 
 
-def _prospect(answer: Answer, files: Sequence[FilePlan]) -> Prospect:
+def _says(answer: Answer, files: Sequence[FilePlan]) -> Prospect:
     source, held, error = answer.source, answer.held, answer.error
     if error is not None:
         return Prospect(source.name, source.kind, source.ranges, code=error.code, reason=str(error))
