@@ -21,6 +21,7 @@ from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.sources.source import LACKS_BLOCK
 
 RANGES_EACH = 2  # at a time of one source, so that one goes on while the other's request is on its way …
+FAST = 100 << 20  # bytes a second: so near a source sends one range after another, and the file grows in order
 MAX_RANGES = 10  # … of all together; each may hold a few MiB
 ASK_AGAIN_S = 0.5  # what a node has that is still fetching
 PATIENCE_S = 30.0  # with a node that is still fetching and gets nothing more
@@ -138,7 +139,9 @@ class Leaves:
 
     def lanes(self, standing: Standing, sources: int) -> int:
         self._sharing = sources
-        return RANGES_EACH if standing.source.ranges and sources <= MAX_RANGES // RANGES_EACH else 1
+        rate = standing.meter.rate(asyncio.get_running_loop().time())
+        one = not standing.source.ranges or sources > MAX_RANGES // RANGES_EACH or (rate or 0) >= FAST
+        return 1 if one else RANGES_EACH
 
     def next(self, standing: Standing, now: float) -> Lease | None:
         if self._ranges_open >= MAX_RANGES:

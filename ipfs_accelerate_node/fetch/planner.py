@@ -23,7 +23,7 @@ from ipfs_accelerate_node.sources.source import Held
 
 LEASE_S = 0.75  # of work at a source's measured rate …
 MIN_LEASE_BYTES = 4 << 20  # … but at least so much, also before anything was measured
-MAX_LEASE_BYTES = 64 << 20
+MAX_LEASE_BYTES = 256 << 20
 SWARM_LEASE_BYTES = 8 << 20  # among nodes that are still fetching: what they have changes quickly
 STEAL_AFTER_S = 0.3  # a lease that ends sooner is left alone
 RACE_AFTER_S = 0.5

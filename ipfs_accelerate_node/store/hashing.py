@@ -1,4 +1,5 @@
-"""One pass over a file's bytes, three digests: each leaf's, the file's sha256, git's blob sha1. Constant memory.
+"""One pass over a file's bytes, three digests: each leaf's, the file's sha256, git's blob sha1 (of files that git may
+hold). Constant memory.
 
 The caller's thread reads (and writes, when copying); one thread for each digest hashes, all without the interpreter's
 lock. A buffer is used again once all three are done with it, which also bounds how far reading runs ahead.
@@ -22,6 +23,7 @@ from ipfs_accelerate_node.errors import BadRequest
 from ipfs_accelerate_node.store.sidecar import Hashes
 
 BUFFERS = 12  # of one leaf each
+GIT_BYTES = 16 << 20  # the Hub keeps files over 10 MB outside git: of larger ones nobody asks for git's digest
 Sink = Callable[[memoryview, int], None]
 _Task = Callable[[], None]
 
@@ -88,7 +90,7 @@ class Hasher:
         Raises BadRequest (code source_changed) if the file is shorter or longer, OSError.
         """
         sha256 = hashlib.sha256()
-        git_sha1 = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        git_sha1 = git_blob(size)
         digests: list[bytes] = []
         offset = 0
         while offset < size:
@@ -103,10 +105,11 @@ class Hasher:
                 self._free.put(buffer)
                 raise changed()
             part = view[:count]
-            buffer.lend(4 if sink else 3)
+            buffer.lend(2 + bool(git_sha1) + bool(sink))
             self._queues[0].put(_leaf(digests, part, buffer))
             self._queues[1].put(_update(sha256.update, part, buffer))
-            self._queues[2].put(_update(git_sha1.update, part, buffer))
+            if git_sha1:
+                self._queues[2].put(_update(git_sha1.update, part, buffer))
             if sink:
                 try:
                     sink(part, offset)
@@ -118,7 +121,7 @@ class Hasher:
         if os.pread(fd, 1, size):
             raise changed()
         self._drain()
-        return HashedFile(size, _leaves(digests, size), Hashes(sha256.digest(), git_sha1.digest()))
+        return HashedFile(size, _leaves(digests, size), Hashes(sha256.digest(), git_sha1.digest() if git_sha1 else b""))
 
     def _drain(self) -> None:
         """Waits until every thread has done what was queued."""
@@ -126,6 +129,11 @@ class Hasher:
             finished = threading.Event()
             queue.put(finished.set)
             finished.wait()
+
+
+def git_blob(size: int) -> hashlib._Hash | None:
+    """Begins git's digest of a file of that size; None for one too large to be in a repository of the Hub."""
+    return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False) if size <= GIT_BYTES else None
 
 
 def changed() -> BadRequest:

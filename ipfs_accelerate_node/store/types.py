@@ -76,7 +76,8 @@ class StoredModel:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A verified file. sha256: of the bytes; git_sha1: of git's blob object (both are what Hugging Face calls an oid).
+    """A verified file. sha256: of the bytes; git_sha1: of git's blob object (both are what Hugging Face calls an oid),
+    empty for a file of more than 16 MiB, which the Hub never keeps in git.
     public: some public model holds it."""
 
     cid: Cid
