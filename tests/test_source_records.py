@@ -155,3 +155,15 @@ async def test_a_pin_and_a_plan_make_use_of_it(cache: Path) -> None:
     assert "wrong bytes 1 times" in (doubts[liar.url] or "")
     assert doubts[honest.url] is None
     assert [source.source for source in survey.sources] == [honest.url, liar.url]
+
+
+async def test_a_plan_tells_of_a_gateway_that_has_to_search(cache: Path) -> None:
+    model = small_model({"weights": bytes(range(200)), "config.json": b"{}"})
+    async with FakeGateway({}) as holder, FakeGateway({}) as seeker:
+        holder.publish(model)
+        async with Node(Config(cache=cache, kubo="off", gateways=(holder.url, seeker.url))) as node:
+            survey = await node.plan(str(model.root))
+    found = {source.source: source for source in survey.sources}
+    assert found[holder.url].doubt is None
+    assert found[seeker.url].code == "not_found"
+    assert "search" in (found[seeker.url].doubt or "")

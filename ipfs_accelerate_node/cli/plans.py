@@ -51,11 +51,9 @@ def plan(ref: str, only: tuple[str, ...], source: str | None, daemon: Daemon, as
 
 
 def _source(one: dict[str, Any]) -> tuple[object, ...]:
-    if one["reason"] is not None:
-        return one["source"], one["kind"], one["code"], one["reason"]
     has = "all" if one["complete"] else "some of it" if one["bytes"] is None else size(one["bytes"])
-    notes = ("" if one["ranges"] else "block by block", one["doubt"] or "")
-    return one["source"], one["kind"], has, "; ".join(note for note in notes if note)
+    notes = (one["reason"], "" if one["ranges"] or one["reason"] else "block by block", one["doubt"])
+    return one["source"], one["kind"], one["code"] or has, "; ".join(note for note in notes if note)
 
 
 def _file(one: dict[str, Any]) -> tuple[object, ...]:

@@ -12,6 +12,7 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import IntegrityError, NodeError, NoSource, SourceUnavailable
 from ipfs_accelerate_node.fetch.origins import Discover
 from ipfs_accelerate_node.fetch.threads import in_thread
+from ipfs_accelerate_node.sources import GatewaySource
 from ipfs_accelerate_node.sources.source import Held, Source
 
 T = TypeVar("T")
@@ -22,10 +23,12 @@ DISCOVER_S = 10.0  # for the search for nodes that announced the root
 
 @dataclass(eq=False, slots=True)
 class Answer:
-    """What one source said. held: None if it cannot say, or failed. error: why it is of no use."""
+    """What one source said. held: None if it cannot say, or failed. at_hand: False for a gateway that would have to
+    search the network for the root. error: why it is of no use."""
 
     source: Source
     held: Held | None = None
+    at_hand: bool | None = None
     error: NodeError | None = None
 
 
@@ -132,6 +135,8 @@ class Inquiry:
         answer = Answer(source)
         try:
             answer.held = await self._timed(source, source.held(self._root))
+            if isinstance(source, GatewaySource):
+                answer.at_hand = await self._timed(source, source.cached(self._root))
             if answer.held is None:
                 self._blocks[self._root] = await self._read(answer, self._root)
         except NodeError as exc:

@@ -44,7 +44,8 @@ class PlannedFile:
 @dataclass(frozen=True, slots=True)
 class Prospect:
     """One source. complete: whether it has all that is wanted, as it says; bytes: how much of it. Both are None where
-    it cannot say, or was of no use: then code and reason tell why. doubt: what earlier fetches hold against it."""
+    it cannot say, or was of no use: then code and reason tell why. doubt: what earlier fetches hold against
+    it, or that it has to search the network for the root."""
 
     source: str
     kind: str
@@ -254,7 +255,10 @@ class Surveyor:
         )
 
     def _prospect(self, answer: Answer, files: Sequence[FilePlan]) -> Prospect:
-        return replace(_says(answer, files), doubt=told(self._store, answer.source.name))
+        doubt = told(self._store, answer.source.name)
+        if doubt is None and answer.at_hand is False:
+            doubt = "not at hand there: it has to search for it"
+        return replace(_says(answer, files), doubt=doubt)
 
 
 @dataclass(frozen=True, slots=True)
