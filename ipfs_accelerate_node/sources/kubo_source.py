@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 class KuboSource:
     """The client belongs to the Kubo service, which may replace its daemon at any time: a new fetch takes a new source.
 
+    Blocks, 16 at a time, and no runs: between two daemons on loopback that brings 62–152 MB/s, `cat` of 16 MiB runs
+    62–110 one after another, 64–127 two at a time, and with two or more it hung in 4 of 10 tries; a CAR brings 21–25.
+
     timeout_s: for one block. Bitswap has to find a provider in the DHT before the first byte of a root, so this is a
     multiple of what an HTTP server gets.
     """
