@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from ipfs_accelerate_node.errors import Unavailable
 
 BUSY_S = 2.0  # inference counts as busy for so long after its last request
-BURST_S = 0.1  # what a late timer may catch up on
+BURST_S = 0.25  # what a late timer may catch up on
 RETRY_AFTER_S = 1.0
 PATIENCE_S = 15.0  # a transfer is not judged before
 SLOW_BYTES = 64 << 10  # a second: who takes less makes room for others, if there is none

@@ -187,7 +187,7 @@ def pull(url: str, size: int, connections: int) -> int:
 def _pull(url: str, size: int, offset: int, count: Pulled, started: threading.Event) -> None:
     where = urlsplit(url)
     connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=60)
-    buffer = memoryview(bytearray(MIB))
+    buffer = memoryview(bytearray(MIB // 8))
     while True:
         stop = min(offset + RANGE_BYTES, size)
         connection.request("GET", where.path, headers={"Range": f"bytes={offset}-{stop - 1}"})
