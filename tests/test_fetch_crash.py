@@ -51,8 +51,8 @@ def what_is_left(cache: Path, cid: str, original: Path) -> Left:
 
 
 def entries(record: Path, size: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of what the record says is durable, up to its torn end if it has one."""
-    data = record.read_bytes()
+    """(offset, length) of what the record says is durable, up to its torn end if it has one; nothing without one."""
+    data = record.read_bytes() if record.exists() else b""
     if data[: HEAD.size] != HEAD.pack(b"ianhave1", size):
         return
     for at in range(HEAD.size, len(data) - ENTRY.size + 1, ENTRY.size):

@@ -97,7 +97,7 @@ def test_one_of_three_lies(bed: Bed, lie: str, flag: str) -> None:
 
 def test_only_liars(bed: Bed) -> None:
     """Exit 4: it is no matter of availability, and nothing of what they sent is kept."""
-    liars = [bed.server(corrupt_every=1) for _ in range(2)]
+    liars = [bed.server(have=True, corrupt_every=1) for _ in range(2)]
     node = bed.node("--peer", *liars)
     done = node.cli("pin", bed.root, "--json", check=False)
     problem = json.loads(done.stdout)
