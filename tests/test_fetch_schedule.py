@@ -1,14 +1,23 @@
-"""Which source gets the next turn: the pure half of fetching."""
+"""Which sources may be asked, and what became of each: pure decisions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
 from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.plan import FilePlan
 from ipfs_accelerate_node.errors import IntegrityError, NodeError, NoSource, SourceUnavailable, exit_code
-from ipfs_accelerate_node.fetch.schedule import MAX_LACKS_IN_A_ROW, MAX_RESTS, WINDOW, Rest, Schedule, Standing, Turn
+from ipfs_accelerate_node.fetch.schedule import (
+    MAX_LACKS_IN_A_ROW,
+    MAX_RESTS,
+    NEW_CHANCE_S,
+    PAUSES_S,
+    WINDOW,
+    Schedule,
+)
+from ipfs_accelerate_node.sources.source import Held
 
 ROOT = Cid.of(b"root")
 OTHER = Cid.of(b"other")
@@ -18,11 +27,18 @@ class Named:
     """A source that is only a name."""
 
     kind = "gateway"
+    ranges = False
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     async def read_block(self, cid: Cid) -> bytes:
+        raise NotImplementedError
+
+    def read_range(self, file: FilePlan, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        raise NotImplementedError
+
+    async def held(self, root: Cid) -> Held | None:
         raise NotImplementedError
 
     async def settled(self, cids: Sequence[Cid]) -> None:
@@ -44,63 +60,98 @@ def wrong(cid: Cid = ROOT) -> IntegrityError:
     return IntegrityError(expected=cid, actual=OTHER, origin="x")
 
 
-def turn(plan: Schedule, now: float = 0.0) -> Standing:
-    step = plan.next(now)
-    assert isinstance(step, Turn)
-    return step.standing
+def ready(plan: Schedule, now: float = 0.0) -> list[str]:
+    return [standing.source.name for standing in plan.ready(now)]
 
 
-def test_sources_have_their_turns_in_the_order_given() -> None:
-    plan = schedule("a", "b", "c")
-    seen = []
-    while isinstance(step := plan.next(0.0), Turn):
-        seen.append(step.standing.source.name)
-        plan.ended(step.standing)
-    assert seen == ["a", "b", "c"]
+def test_all_sources_may_be_asked_at_once_in_the_order_given() -> None:
+    assert ready(schedule("a", "b", "c")) == ["a", "b", "c"]
+
+
+def test_a_source_may_join_later() -> None:
+    plan = schedule("a")
+    plan.join(Named("b"))
+    assert ready(plan) == ["a", "b"]
 
 
 def test_without_sources_nobody_is_asked() -> None:
     plan = schedule()
-    assert plan.next(0.0) is None
+    assert not plan.rouse()
     error = plan.verdict(ROOT)
     assert isinstance(error, NoSource)
     assert (error.code, exit_code(error)) == ("no_source", 5)
 
 
-def test_progress_of_one_is_a_new_chance_for_those_that_lacked_something() -> None:
-    plan = schedule("a", "b")
-    first = turn(plan)
-    plan.failed(first, ROOT, fault("not_found"), 0.0)
-    plan.ended(first)
-    second = turn(plan)
-    assert second.source.name == "b"
-    plan.delivered(second, 10)
-    plan.ended(second)
-    assert turn(plan).source.name == "a"
+@pytest.mark.parametrize("code", ["truncated", "source_unavailable", "kubo_unavailable"])
+def test_who_breaks_off_without_ever_delivering_tries_once_more(code: str) -> None:
+    plan = schedule("a")
+    (a,) = plan.standings
+    plan.failed(a, ROOT, fault(code), 0.0)
+    assert ready(plan) == ["a"]
+    plan.failed(a, ROOT, fault(code), 0.0)
+    assert ready(plan) == []
+    assert plan.rests_until(0.0) is None
+    assert not plan.rouse(), "nobody made progress since"
 
 
 @pytest.mark.parametrize("code", ["truncated", "source_unavailable", "kubo_unavailable"])
-def test_who_broke_off_gets_another_turn_after_progress_and_one_without(code: str) -> None:
+def test_who_had_delivered_tries_again_after_growing_pauses(code: str) -> None:
     plan = schedule("a")
-    for progress in (True, True, False, True, False):
-        standing = turn(plan)
-        if progress:
-            plan.delivered(standing, 10)
-        plan.failed(standing, ROOT, fault(code), 0.0)
-        assert standing.over
-        plan.ended(standing)
-    standing = turn(plan)
-    plan.failed(standing, ROOT, fault(code), 0.0)
-    plan.ended(standing)
-    assert plan.next(0.0) is None
+    (a,) = plan.standings
+    plan.delivered(a, 10)
+    now = 0.0
+    for pause_s in PAUSES_S:
+        plan.failed(a, ROOT, fault(code), now)
+        assert ready(plan, now) == ([] if pause_s else ["a"])
+        now += pause_s
+        assert ready(plan, now) == ["a"]
+    plan.failed(a, ROOT, fault(code), now)
+    assert a.tired
 
 
-def test_the_next_source_comes_before_the_second_chance() -> None:
+def test_a_delivery_starts_the_pauses_anew() -> None:
+    plan = schedule("a")
+    (a,) = plan.standings
+    for _ in range(20):
+        plan.delivered(a, 10)
+        plan.failed(a, ROOT, fault("truncated"), 0.0)
+        assert ready(plan) == ["a"]
+
+
+def test_several_failures_of_one_moment_are_one() -> None:
+    plan = schedule("a")
+    (a,) = plan.standings
+    plan.delivered(a, 10)
+    plan.failed(a, ROOT, fault("truncated"), 0.0)
+    for _ in range(9):
+        plan.failed(a, OTHER, fault("truncated"), 0.0)
+    assert not a.barred
+
+
+def test_progress_of_one_is_a_new_chance_for_the_tired() -> None:
     plan = schedule("a", "b")
-    first = turn(plan)
-    plan.failed(first, ROOT, fault("truncated"), 0.0)
-    plan.ended(first)
-    assert turn(plan).source.name == "b"
+    a, b = plan.standings
+    for _ in range(2):
+        plan.failed(a, ROOT, fault("truncated"), 0.0)
+    assert ready(plan) == ["b"]
+    assert not plan.rouse()
+    plan.delivered(b, 10)
+    assert ready(plan, NEW_CHANCE_S / 2) == ["b"], "not while others work …"
+    assert ready(plan, NEW_CHANCE_S) == ["a", "b"], "… but after a while"
+
+
+def test_the_tired_are_roused_when_nobody_else_can_help() -> None:
+    plan = schedule("a", "b")
+    a, b = plan.standings
+    for _ in range(2):
+        plan.failed(a, ROOT, fault("truncated"), 0.0)
+    plan.delivered(b, 10)
+    plan.rejected(b, wrong())
+    assert plan.rouse()
+    assert ready(plan) == ["a"]
+    for _ in range(2):
+        plan.failed(a, ROOT, fault("truncated"), 0.0)
+    assert not plan.rouse()
 
 
 @pytest.mark.parametrize(
@@ -108,89 +159,75 @@ def test_the_next_source_comes_before_the_second_chance() -> None:
 )
 def test_some_failures_are_final(code: str) -> None:
     plan = schedule("a")
-    standing = turn(plan)
-    plan.delivered(standing, 10)
-    plan.failed(standing, ROOT, fault(code), 0.0)
-    plan.ended(standing)
-    assert standing.barred
-    assert plan.next(0.0) is None
+    (a,) = plan.standings
+    plan.delivered(a, 10)
+    plan.failed(a, ROOT, fault(code), 0.0)
+    assert a.barred
+    assert not plan.rouse()
+    assert ready(plan, 1e9) == []
 
 
 def test_wrong_bytes_bar_a_source_also_when_it_delivers_on() -> None:
     plan = schedule("a")
-    standing = turn(plan)
-    plan.rejected(standing, wrong())
-    plan.delivered(standing, 10)
-    plan.ended(standing)
-    assert plan.next(0.0) is None
-    assert standing.share.rejected == 1
+    (a,) = plan.standings
+    plan.rejected(a, wrong())
+    plan.delivered(a, 10)
+    plan.renew()
+    assert ready(plan, 1e9) == []
+    assert a.share.rejected == 1
 
 
-def test_lacking_a_block_does_not_end_the_turn_but_lacking_many_does() -> None:
+def test_lacking_a_block_is_no_failure_but_lacking_many_is() -> None:
     plan = schedule("a")
-    standing = turn(plan)
+    (a,) = plan.standings
     for i in range(MAX_LACKS_IN_A_ROW - 1):
-        plan.failed(standing, Cid.of(bytes([i])), fault("not_found"), 0.0)
-    assert not standing.over
-    plan.delivered(standing, 1)
+        plan.failed(a, Cid.of(bytes([i])), fault("not_found"), 0.0)
+    assert ready(plan) == ["a"]
+    plan.delivered(a, 1)
     for i in range(MAX_LACKS_IN_A_ROW):
-        plan.failed(standing, Cid.of(bytes([100 + i])), fault("blocked"), 0.0)
-    assert standing.over
+        plan.failed(a, Cid.of(bytes([100 + i])), fault("blocked"), 0.0)
+    assert ready(plan) == []
 
 
 def test_a_pause_that_was_asked_for_is_kept_and_the_window_halved() -> None:
     plan = schedule("a")
-    standing = turn(plan)
-    plan.failed(standing, ROOT, fault("rate_limited", retry_after_s=5.0), 100.0)
-    plan.failed(standing, OTHER, fault("rate_limited", retry_after_s=7.0), 100.0)  # of the same window: the same pause
-    plan.ended(standing)
-    assert standing.window == WINDOW // 2
-    assert plan.next(101.0) == Rest(4.0)
-    assert turn(plan, 105.0) is standing
-
-
-def test_others_are_asked_while_one_rests() -> None:
-    plan = schedule("a", "b")
-    first = turn(plan)
-    plan.failed(first, ROOT, fault("rate_limited", retry_after_s=5.0), 0.0)
-    plan.ended(first)
-    second = turn(plan, 0.0)
-    assert second.source.name == "b"
-    plan.ended(second)
-    assert plan.next(1.0) == Rest(4.0)
+    (a,) = plan.standings
+    plan.failed(a, ROOT, fault("rate_limited", retry_after_s=5.0), 100.0)
+    plan.failed(a, OTHER, fault("rate_limited", retry_after_s=7.0), 100.0)  # of the same window: the same pause
+    assert a.window == WINDOW // 2
+    assert ready(plan, 104.9) == []
+    assert plan.rests_until(101.0) == 105.0
+    assert a.state(101.0) == "resting"
+    assert ready(plan, 105.0) == ["a"]
 
 
 @pytest.mark.parametrize("wait_s", [61.0, 1e9, None])
 def test_who_wants_a_longer_pause_is_skipped(wait_s: float | None) -> None:
     plan = schedule("a")
-    standing = turn(plan)
-    plan.failed(standing, ROOT, fault("rate_limited", retry_after_s=wait_s), 0.0)
-    plan.ended(standing)
-    assert plan.next(0.0) is None
+    (a,) = plan.standings
+    plan.failed(a, ROOT, fault("rate_limited", retry_after_s=wait_s), 0.0)
+    assert ready(plan) == []
+    assert plan.rests_until(0.0) is None
 
 
 def test_pauses_in_a_row_are_bounded() -> None:
     plan = schedule("a")
+    (a,) = plan.standings
     for _ in range(MAX_RESTS):
-        standing = turn(plan)
-        plan.failed(standing, ROOT, fault("rate_limited", retry_after_s=0.0), 0.0)
-        plan.ended(standing)
-    standing = turn(plan)
-    plan.failed(standing, ROOT, fault("rate_limited", retry_after_s=0.0), 0.0)
-    plan.ended(standing)
-    assert plan.next(0.0) is None
+        plan.failed(a, ROOT, fault("rate_limited", retry_after_s=0.0), 0.0)
+        assert ready(plan) == ["a"]
+    plan.failed(a, ROOT, fault("rate_limited", retry_after_s=0.0), 0.0)
+    assert ready(plan) == []
 
 
 def verdict(*errors: NodeError) -> NodeError:
     plan = schedule(*(f"http://{i}" for i in range(len(errors))))
-    for error in errors:
-        standing = turn(plan)
+    for standing, error in zip(plan.standings, errors, strict=True):
         if isinstance(error, IntegrityError):
             plan.rejected(standing, error)
         else:
             assert isinstance(error, SourceUnavailable)
             plan.failed(standing, ROOT, error, 0.0)
-        plan.ended(standing)
     return plan.verdict(ROOT)
 
 
