@@ -206,6 +206,22 @@ async def test_a_source_finds_its_way_again_after_somebody_closed_it(net: Net, t
         await source.aclose()
 
 
+async def test_cancelled_at_any_moment_it_leaves_no_port_open(net: Net, tmp_path: Path) -> None:
+    async with looking(net, tmp_path) as (service, _):
+        tunnels = Tunnels(service)
+        cut = 0
+        for step in range(60):
+            try:
+                async with asyncio.timeout(step / 3000):
+                    await tunnels.open(net.node_id)
+            except TimeoutError:
+                cut += 1
+            assert set(await service.client.streams.mounts(PROTOCOL)) == {tunnel.mount for tunnel in tunnels.now()}
+            await tunnels.aclose()
+        assert cut > 3
+    assert mounts(net.ours) == []
+
+
 async def test_there_are_never_more_than_so_many(net: Net, tmp_path: Path) -> None:
     async with looking(net, tmp_path) as (service, _):
         tunnels = Tunnels(service, limit=1)

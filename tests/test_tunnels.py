@@ -17,13 +17,14 @@ import pytest
 
 from ipfs_accelerate_node.api import app as user_app
 from ipfs_accelerate_node.api import peers_app
+from ipfs_accelerate_node.peers.protocol import PROTOCOL
 from ipfs_accelerate_node.records.key import NodeKey
 from ipfs_accelerate_node.records.request import Asked, sign
 from ipfs_accelerate_node.store import Provenance, Store
 from ipfs_accelerate_node.store.ingest import ingest
 from tests.support.kubo import KuboDaemon
 from tests.support.node import NodeProcess
-from tests.support.tunnels import STREAMS, await_door, mounts, reply, way_to
+from tests.support.tunnels import STREAMS, await_door, await_standing, mounts, reply, way_to
 
 pytestmark = [pytest.mark.kubo, pytest.mark.timeout(120)]
 
@@ -206,6 +207,24 @@ def test_an_external_kubo_has_another_identity_and_is_left_as_it_was(
             assert len(mounts(kubo)) == 1
             assert c.stop() == 0
         assert mounts(kubo) == []
+
+
+def test_what_a_mount_leads_to_that_is_no_door_is_closed(tmp_path: Path, router: KuboDaemon, two: Two) -> None:
+    """Such as our own other listener, where it got the port that a crashed run had for its door."""
+    with KuboDaemon(tmp_path / "kubo" / "repo", config=STREAMS, bootstrap=[router.addr]) as kubo:
+        wrong = f"/ip4/127.0.0.1/tcp/{two.a.url.rpartition(':')[2]}"
+        kubo.cli("p2p", "listen", PROTOCOL, wrong)
+        with node(tmp_path, "f", "--kubo", kubo.api_url) as f, node(tmp_path, "g", "--kubo", kubo.api_url) as g:
+            await_standing(f, "open")
+            (mount,) = mounts(kubo)
+            assert mount["target"] != wrong
+            await_standing(g, "waiting", "another node has this Kubo's door")  # one Kubo has one door, and f keeps it
+            assert mounts(kubo) == [mount]
+
+
+def test_a_kubo_that_mounts_no_streams_is_told(tmp_path: Path) -> None:
+    with KuboDaemon(tmp_path / "kubo" / "repo") as kubo, node(tmp_path, "h", "--kubo", kubo.api_url) as h:
+        await_standing(h, "waiting", "not enabled")
 
 
 def test_without_tunnels_there_is_no_door(tmp_path: Path, router: KuboDaemon) -> None:

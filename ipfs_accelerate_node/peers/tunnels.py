@@ -152,6 +152,17 @@ class Tunnels:
         return client
 
     async def _mount(self, client: KuboClient, peer_id: str) -> Mount:
+        """Not stopped half-way: a port that was opened is known, or closed again before a cancel goes on."""
+        mounting = asyncio.create_task(self._mounted(client, peer_id), name=f"tunnel to {peer_id}")
+        try:
+            return await asyncio.shield(mounting)
+        except asyncio.CancelledError:
+            await asyncio.wait([mounting])
+            if mounting.exception() is None:
+                await _unmount(client, mounting.result())
+            raise
+
+    async def _mounted(self, client: KuboClient, peer_id: str) -> Mount:
         """Kubo chooses the port, so that nobody can be faster; which one it took is read off its list."""
         async with self._mounting:
             before = set(await client.streams.mounts(PROTOCOL))

@@ -10,6 +10,7 @@ from typing import Any
 
 from ipfs_accelerate_node.peers.protocol import PROTOCOL
 from tests.support.kubo import KuboDaemon
+from tests.support.node import NodeProcess
 
 STREAMS = {"Experimental.Libp2pStreamMounting": True, "Experimental.FilestoreEnabled": True}
 WAIT_S = 30.0
@@ -52,6 +53,17 @@ def await_door(port: int) -> dict[str, Any]:
             told: dict[str, Any] = json.loads(body)
             return told
         assert time.monotonic() < deadline, (status, body)
+        _brief_pause()
+
+
+def await_standing(node: NodeProcess, state: str, reason: str = "") -> None:
+    """Until the node itself says so of its door; reason: a part of it."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        door = node.request("GET", "/api/peers")["door"]
+        if door["state"] == state and reason in str(door["reason"]):
+            return
+        assert time.monotonic() < deadline, door
         _brief_pause()
 
 
