@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
 
-from ipfs_accelerate_node.benchmarks.cells import Cell, Report, Same, Status, compare, matrix, read_report
+from ipfs_accelerate_node.benchmarks.cells import Cell, Difference, Report, Same, Status, compare, matrix, read_report
 from ipfs_accelerate_node.benchmarks.trial import (
     INPUTS,
     Agreement,
@@ -24,7 +25,7 @@ from ipfs_accelerate_node.benchmarks.trial import (
     verdict,
 )
 from ipfs_accelerate_node.cli.report_tables import agreement as shown
-from ipfs_accelerate_node.cli.report_tables import escaped, markdown, markdown_of_many, remarks
+from ipfs_accelerate_node.cli.report_tables import differing, escaped, markdown, markdown_of_many, remarks
 from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput
 from tests.support.daemon import run_cli, start_cli
 from tests.support.models import tiny_model
@@ -286,6 +287,25 @@ def test_of_two_machines_the_one_that_has_it_real_fills_the_cell() -> None:
     assert sides == [("cpu", 0), ("cpu", 1), ("openvino:CPU", 0), ("cuda:0", 1), ("cuda:0", 0)]
 
 
+def test_what_is_not_the_same_on_both_sides_is_said() -> None:
+    assert compare([HERE, THERE]).differences == ()
+    other = cell("bert", "cuda:0", p50_ms=1.5)
+    changed = msgspec.structs.replace(other, root="bafyother", precision="bf16")
+    absent = msgspec.structs.replace(cell("t5", "cuda:0", "UNAVAILABLE"), precision="bf16")
+    together = compare([HERE, Report({}, (changed, absent)), Report({}, (cell("vit", "cpu"),))])
+    assert together.differences == (
+        Difference("bert", "root", (("bafybert",), ("bafyother",), ())),
+        Difference("bert", "precision", (("f32",), ("bf16",), ())),
+    )
+    assert differing(together) == [
+        "≠ bert is not the same model everywhere: bafybert [A]; bafyother [B]",
+        "≠ bert ran in different precisions: f32 [A]; bf16 [B]",
+    ]
+    both = markdown_of_many(together)
+    assert "| bert ≠ | REAL 20 ms f32 \\[A\\] |" in both
+    assert "- ≠ bert ran in different precisions: f32 \\[A\\]; bf16 \\[B\\]" in both
+
+
 def test_markdown_is_a_table_whatever_a_text_holds() -> None:
     lines = markdown(HERE).splitlines()
     rows = [line for line in lines if line.startswith("|")]
@@ -320,8 +340,6 @@ def test_what_is_no_report_is_refused(data: bytes) -> None:
 
 
 async def test_two_files_need_no_daemon(tmp_path: Path) -> None:
-    import msgspec
-
     names = []
     for name, report in (("here.json", HERE), ("there.json", THERE)):
         (tmp_path / name).write_bytes(msgspec.json.encode(report))

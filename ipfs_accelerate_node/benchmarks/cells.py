@@ -66,11 +66,21 @@ class SideCell(Cell, frozen=True, kw_only=True):
     machine: int
 
 
+class Difference(msgspec.Struct, frozen=True):
+    """Cells of one model that are not to be compared just so: under its name the machines have several roots, or they
+    ran it in several precisions. values: of each machine in their order, empty where it has not the model."""
+
+    model: str
+    what: Literal["root", "precision"]
+    values: tuple[tuple[str, ...], ...]
+
+
 class Comparison(msgspec.Struct, frozen=True):
     """cells: those of one model, device and precision next to each other, the better status first."""
 
     machines: tuple[dict[str, Any], ...]
     cells: tuple[SideCell, ...]
+    differences: tuple[Difference, ...] = ()
 
 
 def read_report(data: bytes, *, name: str) -> Report:
@@ -94,7 +104,20 @@ def compare(reports: Sequence[Report]) -> Comparison:
             devices.setdefault(cell.device, len(devices))
             cells.append(SideCell(**msgspec.structs.asdict(cell), machine=index))
     cells.sort(key=lambda c: (models[c.model], devices[c.device], c.precision, _RANK[c.status], c.machine))
-    return Comparison(tuple(report.machine for report in reports), tuple(cells))
+    differences = (*_differences(reports, "root"), *_differences(reports, "precision"))
+    return Comparison(tuple(report.machine for report in reports), tuple(cells), differences)
+
+
+def _differences(reports: Sequence[Report], what: Literal["root", "precision"]) -> list[Difference]:
+    """Models that not every machine that has them has with the same values. What could not run says nothing of the
+    precision that it would have run in."""
+    found: list[Difference] = []
+    counts = [report.cells if what == "root" else [c for c in report.cells if c.status == "REAL"] for report in reports]
+    for model in dict.fromkeys(cell.model for report in reports for cell in report.cells):
+        values = tuple(tuple(sorted({getattr(c, what) for c in cells if c.model == model})) for cells in counts)
+        if len({of_machine for of_machine in values if of_machine}) > 1:
+            found.append(Difference(model, what, values))
+    return found
 
 
 def matrix(cells: Sequence[Cell]) -> tuple[list[str], list[str], dict[tuple[str, str], Cell]]:

@@ -93,7 +93,19 @@ def show_many(together: Comparison) -> None:
     header, rows = overview(together)
     table(header, rows)
     print()
+    for line in differing(together):
+        print(clean(line))
     table(("machine", *(HEADER[i] for i in _SHORT)), [(letter(c.machine), *short(c)) for c in together.cells])
+
+
+def differing(together: Comparison) -> list[str]:
+    """A line for each model whose cells are not of the same thing on all machines."""
+    lines: list[str] = []
+    for difference in together.differences:
+        told = [f"{', '.join(of)} [{letter(index)}]" for index, of in enumerate(difference.values) if of]
+        what = "is not the same model everywhere" if difference.what == "root" else "ran in different precisions"
+        lines.append(f"≠ {difference.model} {what}: {'; '.join(told)}")
+    return lines
 
 
 def short(cell: Cell) -> tuple[str, ...]:
@@ -106,17 +118,23 @@ def letter(index: int) -> str:
 
 
 def overview(together: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Models by devices, each with the best that any of the machines has, and which one that is."""
+    """Models by devices, each with the best that any of the machines has, and which one that is. ≠: see `differing`."""
     models, devices, best = matrix(together.cells)
+    unlike = {(difference.model, difference.what) for difference in together.differences}
 
     def text(model: str, device: str) -> str:
         cell = best.get((model, device))
         if not isinstance(cell, SideCell):
             return "—"
         told = f" {cell.p50_ms:.4g} ms" if cell.p50_ms is not None and cell.status == "REAL" else ""
+        if (model, "precision") in unlike and cell.status == "REAL":
+            told += f" {cell.precision}"
         return f"{cell.status}{told} [{letter(cell.machine)}]"
 
-    return ["model", *devices], [[model, *(text(model, device) for device in devices)] for model in models]
+    def named(model: str) -> str:
+        return f"{model} ≠" if (model, "root") in unlike else model
+
+    return ["model", *devices], [[named(model), *(text(model, device) for device in devices)] for model in models]
 
 
 # -- Markdown
@@ -134,6 +152,8 @@ def markdown_of_many(together: Comparison) -> str:
         lines += [f"**{letter(index)}**", "", *_machine_markdown(machine), ""]
     header, rows = overview(together)
     lines += [*_markdown_table(header, rows), ""]
+    if unlike := differing(together):
+        lines += [*(f"- {escaped(line)}" for line in unlike), ""]
     lines += _markdown_table(("machine", *HEADER), [(letter(cell.machine), *row(cell)) for cell in together.cells])
     return "\n".join([*lines, "", *_evidence(together.cells)]) + "\n"
 
