@@ -262,7 +262,7 @@ async def test_a_prompt_in_pieces_and_padded_on_the_left(tmp_path: Path, kept: P
         steps.append([decoder.step(ids[:, 5:8], mask[:, :8]), decoder.step(ids[:, 8:], mask)])
     np.testing.assert_allclose(steps[0], steps[1], atol=2e-5)
     engine = on_openvino(found, task)
-    caches = {model.get_property("KV_CACHE_PRECISION").to_string() for model in engine._compiled.values()}
+    caches = {model.get_property("KV_CACHE_PRECISION").to_string() for model in engine.compiled.values()}
     assert caches == {"f32"}
 
 
