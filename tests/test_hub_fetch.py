@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from ipfs_accelerate_node.errors import Conflict, IntegrityError, NodeError, QuotaExceeded, SourceUnavailable
-from ipfs_accelerate_node.fetch.hub import fetch_hub
+from ipfs_accelerate_node.fetch.hub import drop_staged, fetch_hub
+from ipfs_accelerate_node.fetch.hub_shelf import HubShelf
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
 from ipfs_accelerate_node.sources.hub import CHUNK_BYTES, HubSource
+from ipfs_accelerate_node.sources.hub_names import HubRepo
 from ipfs_accelerate_node.store import Store, hash_directory
 from tests.support.hub import SIGNED, FakeHub, oid
 
@@ -264,3 +266,19 @@ async def test_the_token_is_nowhere(hub: FakeHub, store: Store, caplog: pytest.L
     assert TOKEN not in caplog.text
     assert SIGNED not in caplog.text
     assert all(request.authorization is None for request in hub.seen if request.at != "hub")
+
+
+async def test_what_the_hub_said_is_kept_with_the_cids_and_outlives_gc(hub: FakeHub, store: Store) -> None:
+    shelf = HubShelf(store.root)
+    async with HubSource(hub.url, redirect_origins=[hub.cdn]) as source:
+        fetched = await fetch_hub(store, source, "org/open", None, name=None, progress=lambda _: None, shelf=shelf)
+    drop_staged(store)
+    repo, commit = HubRepo("org/open"), hub.repos["org/open"].refs["main"]
+    kept = HubShelf(store.root).commit(repo, commit)
+    assert kept is not None
+    assert kept.root == str(fetched.model.root)
+    assert set(kept.cids) == set(VISIBLE)
+    assert {entry.path for entry in kept.entries if not entry.folder} == set(FILES)
+    ref = HubShelf(store.root).ref(repo, "main")
+    assert ref is not None
+    assert ref[0] == commit

@@ -64,11 +64,9 @@ class HubFiles:
         self._lacking: dict[tuple[str, str], str] = {}  # of a commit: a file that was not here when last looked for
 
     def here(self, kept: KeptCommit, entry: TreeEntry) -> StoredFile | None:
-        """The file if it is stored, whoever brought it. Of what only a peer claims, public files alone: else it could
-        name any file of ours by its hash and so have it given away. Blocks."""
-        cid = kept.cids.get(entry.path)
-        if cid is not None and (known := self._store.file(Cid.parse(cid), public_only=kept.claimed)) is not None:
-            return known
+        """The file if it is stored, whoever brought it: found by its oid, so whatever CIDs a map names. Of what only a
+        peer claims, public files alone: else it could name any file of ours by its hash and so have it given away.
+        Blocks."""
         return self._store.of_oid(bytes.fromhex(entry.file.oid), entry.size, public_only=kept.claimed)
 
     async def bring(self, kept: KeptCommit, entry: TreeEntry, token: str | None) -> StoredFile:
