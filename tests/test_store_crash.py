@@ -39,6 +39,15 @@ FETCH_POINTS = [
     "commit.before_row=kill@2",
 ]
 
+BATCH_POINTS = [
+    "partial.before_fsync=kill@4",
+    "blob.before_rename=kill@4",
+    "blob.after_rename=kill@4",
+    "blob.before_sync",
+    "blob.before_row",
+    "commit.before_label",
+]
+
 
 def armed(point: str) -> str:
     return point if "=" in point else f"{point}=kill"
@@ -100,6 +109,23 @@ def test_fetch_killed_at(tmp_path: Path, point: str) -> None:
         assert_whole(store)
         assert bring(store, crash.FETCHED, name="fetched").names == ("fetched",)
         bring(store, crash.FOREIGN)
+        assert_whole(store)
+        assert list((tmp_path / "partial").iterdir()) == []
+
+
+@pytest.mark.parametrize("point", BATCH_POINTS)
+def test_small_files_killed_at(tmp_path: Path, point: str) -> None:
+    """Files that become blobs together: what was written is here after a kill, hashed again, whatever it is by then."""
+    status, _, err = crash.run("small", tmp_path, armed(point))
+    assert status == -signal.SIGKILL, err
+    with Store.open(tmp_path) as store:
+        assert_whole(store)
+        assert store.models() == []
+        for file in crash.SMALL.plan.files:
+            if store.file(file.cid) is None:
+                with store.partial(file.cid, file.size) as part:
+                    assert part.missing(file.leaves) == []
+        assert bring(store, crash.SMALL, name="small").names == ("small",)
         assert_whole(store)
         assert list((tmp_path / "partial").iterdir()) == []
 

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from ipfs_accelerate_node.content.cid import Buffer, Cid
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf
 from ipfs_accelerate_node.errors import IntegrityError, NodeError, NotFound
-from ipfs_accelerate_node.store import PartialFile, Store
+from ipfs_accelerate_node.store import PartialFile, Store, commit_all
 
 log = logging.getLogger(__name__)
 
 MAX_OPEN_FILES = 128  # two descriptors each; what is idle beyond that is closed, and opened again when needed
+SMALL_BYTES = 2 << 20  # files up to this size become blobs together, so many …
+BATCH_FILES = 64
+BATCH_BYTES = 16 << 20  # … or of so many bytes at once
 COPY_AT_ONCE = 64  # leaves copied in one call, so that a cancel waits for tens of MiB at most
 CHECKED_AT_ONCE = 256  # the same for leaves that are only hashed
 
@@ -32,7 +35,7 @@ class _Slot:
 
 
 class Landing:
-    """finished: files that became blobs here, not before."""
+    """finished: files that became blobs here, not before, or that are whole and become blobs with the next batch."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -40,11 +43,12 @@ class Landing:
         self._ending = threading.Lock()  # a file is synced, or made a blob and closed: one at a time
         self._slots: OrderedDict[Cid, _Slot] = OrderedDict()
         self._durable: deque[Leaf] = deque()
+        self._whole: dict[Cid, FilePlan] = {}
         self.finished: set[Cid] = set()
 
     def stored(self, file: Cid) -> bool:
-        """Whether the whole file is a blob already."""
-        return self._store.file(file) is not None
+        """Whether the whole file is a blob already, or whole."""
+        return file in self._whole or self._store.file(file) is not None
 
     def missing(self, file: FilePlan, leaves: Iterable[Leaf]) -> list[Leaf]:
         """Those of its leaves that are not here yet; claims room for the file. Raises QuotaExceeded, StorageError."""
@@ -91,14 +95,40 @@ class Landing:
                 self._durable += part.sync()
 
     def finish(self, file: FilePlan) -> None:
-        """Turns a complete file into a blob."""
+        """Turns a complete file into a blob: at once, or a small one together with others."""
         with self._ending:
-            with self._part(file.cid, file.size) as part:
-                self._durable += part.sync()
-                part.commit(file)
             with self._lock:
-                del self._slots[file.cid]
+                if file.cid in self._whole:
+                    return
+                slot = self._slot(file.cid, file.size)
+                slot.users += 1  # not closed before it is a blob
+                self._whole[file.cid] = file
                 self.finished.add(file.cid)
+                few = len(self._whole) < BATCH_FILES and sum(f.size for f in self._whole.values()) < BATCH_BYTES
+            if file.size > SMALL_BYTES or not few:
+                self._flush()
+
+    def flush(self) -> None:
+        """Every file that is whole is a blob. Raises StorageError."""
+        with self._ending:
+            self._flush()
+
+    def _flush(self) -> None:
+        """With the lock of endings. What fails is a partial file as before."""
+        with self._lock:
+            whole, self._whole = self._whole, {}
+            slots = {cid: self._slots[cid] for cid in whole}
+        try:
+            self._durable += commit_all([(slots[cid].part, file) for cid, file in whole.items()])
+        except NodeError:
+            self.finished -= whole.keys()
+            with self._lock:
+                for slot in slots.values():
+                    slot.users -= 1
+            raise
+        with self._lock:
+            for cid in whole:
+                del self._slots[cid]
 
     def durable(self) -> list[Leaf]:
         """The leaves that became durable since the last call. Does not block."""
@@ -106,6 +136,10 @@ class Landing:
 
     def close(self) -> None:
         """Keeps what was verified, frees every descriptor. Raises nothing of ours: the fetch has its own outcome."""
+        try:
+            self.flush()
+        except NodeError as exc:
+            log.warning("fetch.flush_failed reason=%s", exc)
         with self._ending, self._lock:
             while self._slots:
                 self._end(self._slots.popitem()[1].part)
@@ -114,16 +148,21 @@ class Landing:
     def _part(self, cid: Cid, size: int) -> Iterator[PartialFile]:
         """The open partial file of a file, which nobody closes meanwhile."""
         with self._lock:
-            if (slot := self._slots.get(cid)) is None:
-                self._make_room()
-                slot = self._slots[cid] = _Slot(self._store.partial(cid, size))
-            self._slots.move_to_end(cid)
+            slot = self._slot(cid, size)
             slot.users += 1
         try:
             yield slot.part
         finally:
             with self._lock:
                 slot.users -= 1
+
+    def _slot(self, cid: Cid, size: int) -> _Slot:
+        """With the lock of the slots."""
+        if (slot := self._slots.get(cid)) is None:
+            self._make_room()
+            slot = self._slots[cid] = _Slot(self._store.partial(cid, size))
+        self._slots.move_to_end(cid)
+        return slot
 
     def _make_room(self) -> None:
         """Closes the idle file that was used longest ago, if there are too many.

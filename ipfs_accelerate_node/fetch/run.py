@@ -192,6 +192,7 @@ class Run:
         for file in files:  # those whose last step a cancelled request did not get to
             if not await in_thread(self._landing.stored, file.cid):
                 await in_thread(self._landing.finish, file)
+        await in_thread(self._landing.flush)
         await self._durability.settle()
         return plan, nodes, files
 

@@ -13,6 +13,7 @@ Who owns what, under the cache directory:
 A crash loses at most what was not yet synced of a partial file. `rebuild` puts everything else right at the next start.
 """
 
+from ipfs_accelerate_node.store.batch import commit_all
 from ipfs_accelerate_node.store.ingest import Ingested, hash_directory, ingest
 from ipfs_accelerate_node.store.partial import PartialFile
 from ipfs_accelerate_node.store.quota import Reservation
@@ -43,6 +44,7 @@ __all__ = [
     "StoredFile",
     "StoredModel",
     "VerifyReport",
+    "commit_all",
     "hash_directory",
     "ingest",
 ]

@@ -140,3 +140,19 @@ def clone_range(target_fd: int, target_offset: int, source_fd: int, source_offse
             raise
         return False
     return True
+
+
+def data_ranges(fd: int, size: int) -> list[tuple[int, int]]:
+    """Where the file has data at all; a file system that does not know says everywhere."""
+    end = min(size, os.fstat(fd).st_size)
+    found, at = [], 0
+    while at < end:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                break
+            raise
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        found.append((start, min(at, end)))
+    return found

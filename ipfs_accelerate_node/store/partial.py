@@ -12,9 +12,7 @@ import contextlib
 import errno
 import hashlib
 import os
-import struct
 import threading
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -22,8 +20,10 @@ from typing import TYPE_CHECKING, Self
 from ipfs_accelerate_node.content.cid import Buffer, Cid
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf
 from ipfs_accelerate_node.errors import BadContent, NotFound, StorageError
-from ipfs_accelerate_node.store import disk
+from ipfs_accelerate_node.store import disk, record
+from ipfs_accelerate_node.store.batch import commit_all
 from ipfs_accelerate_node.store.blobs import Incoming, read_payload
+from ipfs_accelerate_node.store.hashing import git_blob
 from ipfs_accelerate_node.store.index import key
 from ipfs_accelerate_node.store.quota import Hold
 from ipfs_accelerate_node.store.ranges import Ranges
@@ -33,10 +33,6 @@ from ipfs_accelerate_node.store.types import LeafPlace, StoredFile
 if TYPE_CHECKING:
     from ipfs_accelerate_node.store.partials import Partials
 
-RECORD_SUFFIX = ".have"
-_HEAD = struct.Struct("<8sQ")
-_MAGIC = b"ianhave1"
-_ENTRY = struct.Struct("<QQI")  # offset, length, crc32 of both
 _READ_BYTES = 1 << 20
 _CATCH_UP_BYTES = 4 << 20
 
@@ -48,7 +44,7 @@ class PartialFile:
         self.cid = cid.canonical
         self.size = size
         self.users = 1
-        self._owner = owner
+        self.owner = owner
         self._fd = fd
         self._hold = hold
         self._lock = threading.RLock()
@@ -60,7 +56,7 @@ class PartialFile:
         self._pending: list[Leaf] = []
         self._leaves: dict[bytes, Leaf] = {}
         self._sha256 = hashlib.sha256()
-        self._git_sha1 = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        self._git_sha1 = git_blob(size)
         self._hashed = 0
         self._hashing = threading.RLock()  # of the running hashes; taken before _lock, or without waiting
         self._record = -1
@@ -121,9 +117,9 @@ class PartialFile:
             if not leaves or not usable:
                 return leaves
             try:
-                self._owner.failpoints.hit("partial.sync")
+                self.owner.failpoints.hit("partial.sync")
                 os.fdatasync(self._fd)
-                self._owner.failpoints.hit("partial.before_record")
+                self.owner.failpoints.hit("partial.before_record")
                 with self._lock:
                     self._append(leaves)
             except OSError as exc:
@@ -142,10 +138,10 @@ class PartialFile:
             raise NotFound(f"{place.path.name} was removed meanwhile", cid=str(leaf.cid)) from exc
         except OSError as exc:
             if exc.errno == errno.EIO:
-                self._owner.corrupt(place.path.name, "cannot be read")
+                self.owner.corrupt(place.path.name, "cannot be read")
             raise disk.storage_failure(exc, f"cannot read {place.path.name}") from exc
         if not leaf.cid.matches(leaf.wrap(payload)):
-            self._owner.corrupt(place.path.name, f"bytes at {place.offset} are not {leaf.cid}")
+            self.owner.corrupt(place.path.name, f"bytes at {place.offset} are not {leaf.cid}")
             leaf.cid.check(leaf.wrap(payload), f"stored file {place.path.name}")
         with self._using() as usable:
             if not usable:
@@ -171,32 +167,8 @@ class PartialFile:
 
         Raises BadContent (code incomplete) if a leaf is missing, StorageError. What was verified stays on an error.
         """
-        with self._hashing, self._lock:
-            if (stored := self._owner.blobs.file(self.cid)) is not None:
-                self._committed = True
-                if self._open:
-                    self.discard()
-                return stored
-            self._check_open()
-            missing = self.missing(file.leaves)
-            if missing or file.size != self.size:
-                raise BadContent(f"{file.path or self.cid}: {len(missing)} leaves missing", code="incomplete")
-            with disk.storing(f"cannot commit {self.cid}"):
-                os.ftruncate(self._fd, self.size)
-                self.sync()
-                self._catch_up(self.size)
-                self._owner.failpoints.hit("partial.before_fsync")
-                os.fchmod(self._fd, 0o400)
-                os.fsync(self._fd)
-            hashes = Hashes(self._sha256.digest(), self._git_sha1.digest())
-            incoming = Incoming(file, hashes, str(self.cid), self._owner.layout.partial)
-            self._owner.blobs.admit([incoming], landed=self._hold.release)
-            self._committed = True
-            self._close_fds()
-            self._owner.forget(self.cid)
-            with disk.storing(f"cannot commit {self.cid}"):
-                disk.unlink_if_there(f"{self.cid}{RECORD_SUFFIX}", dir_fd=self._owner.layout.partial)
-        stored = self._owner.blobs.file(self.cid)
+        commit_all([(self, file)])
+        stored = self.owner.blobs.file(self.cid)
         if stored is None:
             raise StorageError(f"{self.cid} was evicted as soon as it was stored")
         return stored
@@ -206,11 +178,11 @@ class PartialFile:
         with self._lock:
             if self._open:
                 self._close_fds()
-                self._owner.remove(self.cid)
+                self.owner.remove(self.cid)
 
     def close(self) -> None:
         """Ends the use; what was verified stays for another time. The last user's call closes it."""
-        if self._owner.leave(self, self._hold):
+        if self.owner.leave(self, self._hold):
             with self._lock:
                 self._close_fds()
 
@@ -225,36 +197,75 @@ class PartialFile:
     def drop_hold(self) -> None:
         self._hold.release()
 
+    # for `commit_all`: in this order, all within `ending`
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """Nobody else writes, hashes or closes meanwhile."""
+        with self._hashing, self._lock:
+            yield
+
+    def prepare(self, file: FilePlan) -> bool:
+        """Whether all is there, hashed, and only has to become durable. False if it is a blob already."""
+        if self.owner.blobs.file(self.cid) is not None:
+            self._committed = True
+            if self._open:
+                self.discard()
+            return False
+        self._check_open()
+        missing = self.missing(file.leaves)
+        if missing or file.size != self.size:
+            raise BadContent(f"{file.path or self.cid}: {len(missing)} leaves missing", code="incomplete")
+        with disk.storing(f"cannot commit {self.cid}"):
+            os.ftruncate(self._fd, self.size)
+            self._catch_up(self.size)
+        return True
+
+    def make_durable(self) -> None:
+        """In any thread, while another one is within `ending`. After an error what was not recorded no longer counts
+        as written, as after `sync`."""
+        try:
+            self.owner.failpoints.hit("partial.before_fsync")
+            os.fchmod(self._fd, 0o400)
+            os.fsync(self._fd)
+        except OSError as exc:
+            for leaf in self._pending:
+                self._written.remove(leaf.offset, leaf.offset + leaf.length)
+            raise disk.storage_failure(exc, f"cannot commit {self.cid}") from exc
+
+    def incoming(self, file: FilePlan) -> Incoming:
+        hashes = Hashes(self._sha256.digest(), self._git_sha1.digest() if self._git_sha1 else b"")
+        return Incoming(file, hashes, str(self.cid), self.owner.layout.partial)
+
+    def became_blob(self) -> list[Leaf]:
+        """Closes. Returns the leaves that were not durable before."""
+        leaves, self._pending = self._pending, []
+        self._committed = True
+        self._close_fds()
+        self.owner.forget(self.cid)
+        with disk.storing(f"cannot commit {self.cid}"):
+            disk.unlink_if_there(f"{self.cid}{record.SUFFIX}", dir_fd=self.owner.layout.partial)
+        return leaves
+
     # private
 
     def load(self) -> None:
-        """Reads the record of an earlier run, and finds data that it does not list."""
-        name = f"{self.cid}{RECORD_SUFFIX}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._record = os.open(name, flags, 0o600, dir_fd=self._owner.layout.partial)
-        data = disk.read_exactly(self._record, os.fstat(self._record).st_size, 0)
+        """Reads the record of an earlier run, if there is one, and finds data that it does not list."""
+        name = f"{self.cid}{record.SUFFIX}"
         end = 0
-        if data[: _HEAD.size] == _HEAD.pack(_MAGIC, self.size):
-            end = self._load_entries(data)
-        os.ftruncate(self._record, end)
-        if end == 0:
-            disk.write_all(self._record, _HEAD.pack(_MAGIC, self.size), 0)
-        for start, stop in _data_ranges(self._fd, self.size):
+        with contextlib.suppress(FileNotFoundError):
+            flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._record = os.open(name, flags, dir_fd=self.owner.layout.partial)
+            data = disk.read_exactly(self._record, os.fstat(self._record).st_size, 0)
+            self._written, end = record.read(data, self.size, os.fstat(self._fd).st_size)
+            os.ftruncate(self._record, end)
+            if end == 0:
+                disk.write_all(self._record, record.head(self.size), 0)
+        for start, stop in disk.data_ranges(self._fd, self.size):
             self._unproven.add(start, stop)
         for start, stop in self._written:
             self._unproven.remove(start, stop)
         self._hold.land(self._written.total())
-
-    def _load_entries(self, data: bytes) -> int:
-        """Offset after the last whole entry: a torn tail is cut off."""
-        at, length = _HEAD.size, os.fstat(self._fd).st_size
-        while at + _ENTRY.size <= len(data):
-            offset, count, crc = _ENTRY.unpack_from(data, at)
-            if zlib.crc32(data[at : at + 16]) != crc or offset + count > min(self.size, length):
-                break
-            self._written.add(offset, offset + count)
-            at += _ENTRY.size
-        return at
 
     def _has(self, leaf: Leaf) -> bool:
         start, end = leaf.offset, leaf.offset + leaf.length
@@ -302,7 +313,8 @@ class PartialFile:
 
     def _hash(self, data: Buffer) -> None:
         self._sha256.update(data)
-        self._git_sha1.update(data)
+        if self._git_sha1:
+            self._git_sha1.update(data)
         self._hashed += len(data)
 
     def _catch_up(self, limit_bytes: int) -> None:
@@ -318,19 +330,25 @@ class PartialFile:
             self._hash(data)
 
     def _append(self, leaves: Sequence[Leaf]) -> None:
-        entries = Ranges()
+        """The record begins with the first entry: a file that is whole at once never needs one."""
+        if self._record < 0:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            folder = self.owner.layout.partial
+            self._record = os.open(f"{self.cid}{record.SUFFIX}", flags, 0o600, dir_fd=folder)
+            os.ftruncate(self._record, 0)
+            disk.write_all(self._record, record.head(self.size), 0)
+            os.fsync(folder)
+        ranges = Ranges()
         for leaf in leaves:
-            entries.add(leaf.offset, leaf.offset + leaf.length)
-        packed = [struct.pack("<QQ", start, end - start) for start, end in entries]
-        data = b"".join(part + struct.pack("<I", zlib.crc32(part)) for part in packed)
-        disk.write_all(self._record, data, os.fstat(self._record).st_size)
+            ranges.add(leaf.offset, leaf.offset + leaf.length)
+        disk.write_all(self._record, record.entries(ranges), os.fstat(self._record).st_size)
 
     def _pwrite(self, payload: Buffer, offset: int) -> None:
         try:
-            self._owner.failpoints.hit("partial.write")
+            self.owner.failpoints.hit("partial.write")
             disk.write_all(self._fd, memoryview(payload), offset)
         except OSError as exc:
-            if not disk.is_full(exc) or not self._owner.relieve(len(payload)):
+            if not disk.is_full(exc) or not self.owner.relieve(len(payload)):
                 raise
             disk.write_all(self._fd, memoryview(payload), offset)
 
@@ -372,7 +390,8 @@ class PartialFile:
         """A number that is closed may at once be another file's: never while a call uses it."""
         if not self._open and self._busy == 0 and self._fd >= 0:
             os.close(self._fd)
-            os.close(self._record)
+            if self._record >= 0:
+                os.close(self._record)
             self._fd = self._record = -1
 
     def _forget(self, leaves: Iterable[Leaf]) -> None:
@@ -380,19 +399,3 @@ class PartialFile:
             for leaf in leaves:
                 self._written.remove(leaf.offset, leaf.offset + leaf.length)
                 self._leaves.pop(key(leaf.cid), None)
-
-
-def _data_ranges(fd: int, size: int) -> list[tuple[int, int]]:
-    """Where the file has data at all; a file system that does not know says everywhere."""
-    end = min(size, os.fstat(fd).st_size)
-    found, at = [], 0
-    while at < end:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno == errno.ENXIO:
-                break
-            raise
-        at = os.lseek(fd, start, os.SEEK_HOLE)
-        found.append((start, min(at, end)))
-    return found

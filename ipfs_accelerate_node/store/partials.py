@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import Conflict, QuotaExceeded
-from ipfs_accelerate_node.store import disk
+from ipfs_accelerate_node.store import disk, record
 from ipfs_accelerate_node.store.blobs import Blobs
 from ipfs_accelerate_node.store.failpoints import Failpoints
 from ipfs_accelerate_node.store.layout import Layout, canonical_name
-from ipfs_accelerate_node.store.partial import RECORD_SUFFIX, PartialFile
+from ipfs_accelerate_node.store.partial import PartialFile
 from ipfs_accelerate_node.store.quota import Hold, Ledger, Reservation
 
 INGEST_PREFIX = "ingest-"
@@ -42,10 +42,10 @@ class Partials:
         """At start: drops temporary files, counts what rests."""
         names = set(os.listdir(self.layout.partial))
         for name in names:
-            cid = canonical_name(name.removesuffix(RECORD_SUFFIX))
+            cid = canonical_name(name.removesuffix(record.SUFFIX))
             if cid is None or str(cid) not in names:
                 disk.unlink_if_there(name, dir_fd=self.layout.partial)
-            elif not name.endswith(RECORD_SUFFIX):
+            elif not name.endswith(record.SUFFIX):
                 self._count(cid)
 
     def open(self, cid: Cid, size: int, reservation: Reservation | None) -> PartialFile:
@@ -140,7 +140,7 @@ class Partials:
     def remove(self, cid: Cid) -> None:
         with self._lock, disk.storing(f"cannot remove the partial file of {cid}"):
             part, hold = self._open.pop(cid, None), self._resting.pop(cid, None)
-            for name in (f"{cid}{RECORD_SUFFIX}", str(cid)):
+            for name in (f"{cid}{record.SUFFIX}", str(cid)):
                 disk.unlink_if_there(name, dir_fd=self.layout.partial)
             if part is not None:
                 part.drop_hold()
@@ -176,5 +176,4 @@ class Partials:
         except OSError:
             self.rest(cid, hold)
             raise
-        os.fsync(self.layout.partial)
         return fd

@@ -10,11 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ipfs_accelerate_node.store import Provenance, Store, ingest
-from tests.support.small_model import bring, foreign_model, random_model
+from ipfs_accelerate_node.store import Provenance, Store, commit_all, ingest
+from tests.support.small_model import bring, foreign_model, random_model, small_model, whole_part
 
 FETCHED = random_model(11)
 FOREIGN = foreign_model(12)
+SMALL = small_model({f"folder/{number}.json": b"%d" % number * 99 for number in range(7)})
 LOCAL = Provenance("local", "test", "2026-01-02T03:04:05Z", profile="unixfs-v1-2025")
 CHECKOUT = Path(__file__).parents[2]
 
@@ -40,6 +41,10 @@ def main(action: str, cache: str, failpoints: str, source: str) -> None:
     elif action == "fetch":
         bring(store, FETCHED, name="fetched")
         bring(store, FOREIGN)
+    elif action == "small":
+        with store.reserve(SMALL.plan.size_bytes):
+            commit_all([(whole_part(store, SMALL, file), file) for file in SMALL.plan.files])
+            store.commit(SMALL.plan, SMALL.nodes, name="small", provenance=LOCAL)
     elif action == "extend":
         bring(store, FETCHED, paths={"sub/config.json"})
         print("incomplete", flush=True)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from ipfs_accelerate_node.content.build import Profile, directory_dag, file_dag, tree_dag
 from ipfs_accelerate_node.content.cid import DAG_PB, Cid
 from ipfs_accelerate_node.content.dagpb import varint
-from ipfs_accelerate_node.content.plan import Leaf, ModelPlan
+from ipfs_accelerate_node.content.plan import FilePlan, Leaf, ModelPlan
 from ipfs_accelerate_node.content.unixfs import Entry, file_node
 from ipfs_accelerate_node.content.walk import DagWalk
-from ipfs_accelerate_node.store import Provenance, Reservation, Store, StoredModel
+from ipfs_accelerate_node.store import PartialFile, Provenance, Reservation, Store, StoredModel
 
 CHUNK = 1024
 FROM_CID = Provenance("cid", "ipfs://test", "2026-01-02T03:04:05Z")
@@ -87,6 +87,15 @@ def wrapped(payload: bytes) -> bytes:
     size = varint(len(payload))
     message = b"\x08\x02\x12" + size + payload + b"\x18" + size
     return b"\x0a" + varint(len(message)) + message
+
+
+def whole_part(store: Store, model: SmallModel, file: FilePlan) -> PartialFile:
+    """The file's part with every leaf written, neither synced nor a blob."""
+    part = store.partial(file.cid, file.size)
+    for leaf in part.missing(file.leaves):
+        block = model.blocks[leaf.cid.canonical]
+        part.write(leaf, block[len(leaf.prefix) : len(block) - len(leaf.suffix)])
+    return part
 
 
 def bring_files(
