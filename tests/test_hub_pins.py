@@ -50,6 +50,49 @@ async def test_a_repository_is_found_without_a_revision_and_pinned_as_the_hub_ha
     assert old == again != new
 
 
+async def test_a_plan_of_a_repository_says_what_a_pin_of_it_does(tmp_path: Path, hub: FakeHub) -> None:
+    """Files with bytes that are stored already are copied, not fetched; only what the Hub alone has comes from it."""
+    weights, other = bytes(range(256)) * 8192, b"other" * 1000
+    hub.repo("org/first", {"config.json": b"{}", "weights.txt": weights})
+    hub.repo("org/second", {"config.json": b'{"second": 1}', "model.txt": weights, "more.txt": other})
+
+    def planned_and_pinned() -> None:
+        with node(tmp_path, hub) as up:
+            before = up.json("plan", "hf:org/first")
+            assert (before["root"], before["stored"], before["bytes_to_fetch"]) == (None, False, len(weights) + 2)
+            assert up.json("ls")["models"] == []
+            root = up.json("pin", "hf:org/first")["root"]
+            here = up.json("plan", "hf:org/first")
+            assert (here["root"], here["bytes_to_fetch"], here["sources"]) == (root, 0, [])
+            second = up.json("plan", "hf:org/second")
+            assert [(s["kind"], s["complete"]) for s in second["sources"]] == [("hub", True)]
+            assert second["bytes_copyable"] == len(weights)
+            assert second["bytes_to_fetch"] == len(other) + len(b'{"second": 1}')
+            receipt = up.json("pin", "hf:org/second")
+            assert receipt["bytes_copied"] == second["bytes_copyable"]
+            assert receipt["bytes_fetched"] == second["bytes_to_fetch"]
+            assert (Path(receipt["path"]) / "model.txt").read_bytes() == weights
+            assert up.json("verify")["corrupt"] == []
+            lost = up.cli("plan", "hf:org/nothing", "--json", check=False)
+            assert lost.returncode == 3
+
+    await asyncio.to_thread(planned_and_pinned)
+
+
+async def test_a_private_file_does_not_become_public_by_its_hash(tmp_path: Path, hub: FakeHub) -> None:
+    secret = b"private weights" * 1000
+    hub.repo("org/private", {"w.txt": secret}, readers=frozenset([TOKEN]))
+    hub.repo("org/public", {"w.txt": secret, "config.json": b"{}"})
+
+    def pinned() -> None:
+        with node(tmp_path, hub) as up:
+            up.json("pin", "hf:org/private")
+            receipt = up.json("pin", "hf:org/public")
+            assert (receipt["bytes_copied"], receipt["bytes_fetched"]) == (0, len(secret) + 2)
+
+    await asyncio.to_thread(pinned)
+
+
 @pytest.mark.kubo
 async def test_a_private_repository_is_never_handed_to_kubo_nor_to_a_stranger(tmp_path: Path, hub: FakeHub) -> None:
     files = {"config.json": b"{}", "weights.txt": bytes(2_000_000)}

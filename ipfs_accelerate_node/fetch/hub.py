@@ -30,9 +30,9 @@ from ipfs_accelerate_node.sources.hub_answers import HubFile
 from ipfs_accelerate_node.sources.hub_names import DEFAULT_REVISION, HubRepo
 from ipfs_accelerate_node.sources.hub_snapshot import OidHash, Snapshot, Traffic
 from ipfs_accelerate_node.store import Store
-from ipfs_accelerate_node.store.disk import open_directory, storing, write_all
+from ipfs_accelerate_node.store.disk import clone, open_directory, open_read, storing, write_all
 from ipfs_accelerate_node.store.ingest import Ingested, ingest
-from ipfs_accelerate_node.store.types import Provenance, SourceShare, StoredModel
+from ipfs_accelerate_node.store.types import Provenance, SourceShare, StoredFile, StoredModel
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ async def fetch_hub(
         return await asyncio.to_thread(_already_here, store, here, name)
     traffic = Traffic()
     with staging(store, f"{snapshot.repo}@{snapshot.commit}") as folder:
-        await _gather(store, hub, snapshot, folder, traffic, progress)
+        copied = await _gather(store, hub, snapshot, folder, traffic, progress)
         progress(Progress(snapshot.size_bytes, snapshot.size_bytes, "committing", hub.name))
         ingested = await asyncio.to_thread(_commit, store, snapshot, folder, name, _provenance(hub, snapshot, traffic))
     if shelf is not None:
@@ -82,7 +82,7 @@ async def fetch_hub(
         nodes=tuple(ingested.nodes),
         bytes_total=ingested.plan.size_bytes,
         bytes_fetched=traffic.bytes,
-        bytes_copied=0,
+        bytes_copied=copied,
         seconds=seconds,
         sources=ingested.model.provenance.sources,
         already_here=False,
@@ -176,9 +176,10 @@ async def _gather(
     staging: Path,
     traffic: Traffic,
     progress: Callable[[Progress], None],
-) -> None:
-    """Every file of snapshot below staging, verified. The room for all of them is held first."""
-    done = 0
+) -> int:
+    """Every file of snapshot below staging, verified; the bytes that were copied from files of the store. The room for
+    all of them is held first."""
+    done = copied = 0
     reservation = await asyncio.to_thread(store.reserve, snapshot.size_bytes)
     with reservation:
         for file in snapshot.files:
@@ -189,11 +190,27 @@ async def _gather(
             part = Part(file, staging.joinpath(*file.path.split("/")))
             try:
                 await asyncio.to_thread(part.open)
+                if await asyncio.to_thread(_borrowed, store, snapshot, part):
+                    copied += file.size
                 report(part.have)
                 await deliver(hub, snapshot, part, traffic, report)
             finally:
                 part.close()
             done += file.size
+    return copied
+
+
+def same_bytes(store: Store, snapshot: Snapshot, file: HubFile) -> StoredFile | None:
+    """A stored file with the oid that the Hub names. For a repository that all may read only one that all may read
+    here: what is private does not become public because a repository names its hash."""
+    return store.of_oid(bytes.fromhex(file.oid), file.size, public_only=not snapshot.restricted)
+
+
+def _borrowed(store: Store, snapshot: Snapshot, part: Part) -> bool:
+    """Whether a part that lacked bytes has them all now, from a stored file."""
+    if part.whole or (stored := same_bytes(store, snapshot, part.file)) is None:
+        return False
+    return part.borrow(stored.path)
 
 
 async def deliver(
@@ -301,6 +318,27 @@ class Part:
             write_all(self._handle, payload, self.have)
             self._hash.update(payload)
             self.have += len(payload)
+
+    def borrow(self, path: Path) -> bool:
+        """Takes the bytes of another file of this machine, sharing its disk blocks where that is possible, and hashes
+        them. False, and nothing is here, if that file is gone or not what it was."""
+        self.clear()
+        try:
+            source = open_read(path)
+        except FileNotFoundError:
+            return False
+        with self._lock, storing(f"cannot stage {self.file.path}"):
+            try:
+                if not clone(self._handle, source):
+                    while os.sendfile(self._handle, source, None, CHUNK_BYTES):
+                        pass
+            finally:
+                os.close(source)
+            self._read()
+        if self.settle():
+            return True
+        self.clear()
+        return False
 
     def settle(self) -> bool:
         """Whether all bytes are here, match the oid and are on disk."""

@@ -59,11 +59,11 @@ PLAN: dict[str, Any] = {
     ],
     "sources": [
         {"source": "http://peer:8090", "kind": "peer", "ranges": True, "complete": True, "bytes": 90_900_000,
-         "code": None, "reason": None},
+         "code": None, "reason": None, "doubt": None},
         {"source": "http://gw", "kind": "gateway", "ranges": False, "complete": None, "bytes": None, "code": None,
-         "reason": None},
+         "reason": None, "doubt": None},
         {"source": "kubo", "kind": "kubo", "ranges": False, "complete": None, "bytes": None, "code": "stalled",
-         "reason": "kubo did not answer within 10 s"},
+         "reason": "kubo did not answer within 10 s", "doubt": None},
     ],
 }  # fmt: skip
 
