@@ -33,6 +33,8 @@ class Starting:
 async def test_it_is_not_waited_for_while_others_deliver(tmp_path: Path) -> None:
     starting = Starting()
     async with FakeGateway(MODEL.blocks) as gateway:
+        gateway.publish(MODEL)
+        gateway.held[MODEL.root] = {"root": str(MODEL.root), "complete": True, "files": []}
         peer = PeerSource(gateway.url)
         with Store.open(tmp_path / "cache") as store:
             fetched = await Fetcher(store).fetch(MODEL.root, [peer, LateKubo(starting)], reference="x")
