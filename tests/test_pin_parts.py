@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.node import NodeProcess
+from tests.support.sample import SAMPLE
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -156,3 +157,21 @@ def test_leaves_of_other_models_are_copyable(nodes: tuple[NodeProcess, NodeProce
     receipt = two.json("pin", root)
     assert planned["bytes_to_fetch"] == receipt["bytes_fetched"] == len(b"another end")
     assert planned["bytes_here"] + planned["bytes_copyable"] + planned["bytes_to_fetch"] == receipt["bytes_total"]
+
+
+@pytest.mark.model
+def test_an_incomplete_model_runs_if_what_the_loader_needs_is_here(tmp_path: Path) -> None:
+    """And says which model lacks files if not."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir(mode=0o700)
+    shutil.copytree(SAMPLE, folder := tmp_path / "minilm")
+    (folder / "unneeded.bin").write_bytes(bytes(1000))
+    with NodeProcess(tmp_path / "one") as one, NodeProcess(tmp_path / "two", "--peer", one.url) as two:
+        root = one.json("add", str(folder))["root"]
+        two.json("pin", root, "--only", "config.json")
+        code, what = refused(two, "embed", root, "text")
+        assert code in (1, 2, 3), what
+        part = two.json("pin", root, "--only", "[!u]*")
+        assert part["absent_files"] == 1
+        assert two.json("embed", root, "text") == one.json("embed", root, "text")
+        assert two.json("pin", root)["absent_files"] == 0

@@ -85,7 +85,7 @@ class Inquiry:
                 except NodeError as exc:
                     if not isinstance(exc, SourceUnavailable) or exc.code not in ("not_found", "blocked"):
                         answer.error = exc
-            if not self._asking:
+            if not self._asking and changed is self._changed:  # else one more answered meanwhile
                 raise self.verdict(cid)
             await changed.wait()
 
