@@ -94,13 +94,14 @@ async def test_who_comes_back_in_time_finds_it_under_way() -> None:
         assert await back == 1
 
 
-async def test_a_failure_is_every_callers_and_not_the_groups() -> None:
+@pytest.mark.parametrize("failure", [NotFound("nothing is here"), ZeroDivisionError()])
+async def test_a_failure_is_every_callers_and_not_the_groups(failure: Exception) -> None:
     async def fails() -> int:
-        raise NotFound("nothing is here")
+        raise failure
 
     async with flying() as flights:
         outcomes = await asyncio.gather(*(flights.join("a", fails) for _ in range(3)), return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == [NotFound] * 3
+        assert [type(outcome) for outcome in outcomes] == [type(failure)] * 3
 
 
 async def test_a_node_that_stops_says_so() -> None:

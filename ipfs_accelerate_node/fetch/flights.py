@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ipfs_accelerate_node.errors import NodeError, Unavailable
+from ipfs_accelerate_node.errors import Unavailable
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False, slots=True)
 class _Flight(Generic[T]):
-    task: asyncio.Task[T | NodeError]
+    task: asyncio.Task[T | BaseException]
     waiting: int = 0
 
 
@@ -32,20 +32,19 @@ class Flights(Generic[K, T]):
     async def join(self, key: K, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The outcome of work for this key, begun now or earlier. Raises what it raises, and Unavailable (code
         shutting_down) when the node stops meanwhile."""
-        while True:
+        while not self._closed:
             flight = self._under_way.get(key)
             if flight is None:
                 flight = self._under_way[key] = _Flight(self._group.create_task(_outcome(work)))
                 flight.task.add_done_callback(lambda _: self._under_way.pop(key, None))
             await self._wait(flight)
-            if not flight.task.cancelled():
-                break
-            if self._closed:
-                raise Unavailable("the node is stopping", code="shutting_down", retry_after_s=5)
-        outcome = flight.task.result()
-        if isinstance(outcome, NodeError):
-            raise outcome
-        return outcome
+            if flight.task.cancelled():
+                continue
+            outcome = flight.task.result()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+        raise Unavailable("the node is stopping", code="shutting_down", retry_after_s=5)
 
     async def _wait(self, flight: _Flight[T]) -> None:
         flight.waiting += 1
@@ -70,9 +69,7 @@ class Flights(Generic[K, T]):
             flight.task.cancel()
 
 
-async def _outcome(work: Callable[[], Coroutine[Any, Any, T]]) -> T | NodeError:
-    """A failure is the callers' to hear: raised here it would end the whole group."""
-    try:
-        return await work()
-    except NodeError as exc:
-        return exc
+async def _outcome(work: Callable[[], Coroutine[Any, Any, T]]) -> T | BaseException:
+    """A failure is the callers' to hear, a bug too: raised here it would end the whole group, and so the node."""
+    outcomes: list[T | BaseException] = await asyncio.gather(work(), return_exceptions=True)
+    return outcomes[0]
