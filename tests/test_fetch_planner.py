@@ -17,6 +17,8 @@ from ipfs_accelerate_node.fetch.planner import (
     RACE_AFTER_S,
     SILENT_S,
     STEAL_AFTER_S,
+    SWARM_LAST_PART,
+    SWARM_STILL_S,
     Lease,
     Planner,
 )
@@ -172,6 +174,21 @@ def test_a_complete_source_is_not_asked_for_what_the_others_have_soon() -> None:
     assert plan.next("seed", 0.0, None) is None
     plan.leave("peer")
     assert numbers(plan.next("seed", 0.0, None)) == range(4)
+
+
+def test_the_last_part_is_left_to_those_who_are_still_fetching_while_they_get_more_of_it() -> None:
+    plan, files = planner(64)
+    plan.join("seed", now=0.0)
+    plan.join("peer", Held(complete=False, files={files[0].cid: bytes(8)}), now=0.0)
+    now = 0.0
+    while (lease := plan.next("seed", now, None)) is not None:
+        bring(plan, lease, now)
+        now += 0.1
+    assert plan.missing.bit_count() == 64 * SWARM_LAST_PART
+    plan.join("peer", Held(complete=False, files={files[0].cid: (1 << 63).to_bytes(8, "little")}), now=now + 0.5)
+    assert plan.next("seed", now + 0.9 * SWARM_STILL_S, None) is None
+    assert numbers(plan.next("peer", now + 0.5, None)) == range(63, 64)
+    assert numbers(plan.next("seed", now + 0.5 + 2 * SWARM_STILL_S, None)) == range(48, 52)
 
 
 @pytest.mark.parametrize("start", [0, 5, 63, 64, 10**12])

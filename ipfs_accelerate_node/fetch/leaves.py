@@ -23,7 +23,7 @@ from ipfs_accelerate_node.sources.source import LACKS_BLOCK
 RANGES_EACH = 2  # at a time of one source, so that one goes on while the other's request is on its way …
 FAST = 100 << 20  # bytes a second: so near a source sends one range after another, and the file grows in order
 MAX_RANGES = 10  # … of all together; each may hold a few MiB
-ASK_AGAIN_S = 0.5  # what a node has that is still fetching
+ASK_AGAIN_S = (0.1, 1.0)  # what a node has that is still fetching: at first so often, later so seldom
 PATIENCE_S = 30.0  # with a node that is still fetching and gets nothing more
 
 
@@ -175,6 +175,7 @@ class Leaves:
         """Learns what the source has; while it is still fetching, again and again."""
         clock = asyncio.get_running_loop().time
         assert self._root is not None
+        began, (least_s, most_s) = clock(), ASK_AGAIN_S
         while not standing.barred:
             try:
                 held = await standing.source.held(self._root)
@@ -182,12 +183,12 @@ class Leaves:
                 held = None  # asking for leaves is finding out
             if standing.barred:
                 return
-            if self._planner.join(standing, held) or standing not in self._grew_at:
+            if self._planner.join(standing, held, clock()) or standing not in self._grew_at:
                 self._grew_at[standing] = clock()
                 self._executor.stir()
             if held is None or held.complete:
                 return
-            await asyncio.sleep(ASK_AGAIN_S)
+            await asyncio.sleep(min(most_s, max(least_s, (clock() - began) / 16)))
 
     def awaits(self, standing: Standing, now: float) -> bool:
         since = self._grew_at.get(standing)

@@ -30,6 +30,9 @@ RACE_AFTER_S = 0.5
 RACE_BYTES = 4 << 20  # raced for at a time
 SWARM_PATIENCE_S = 2.0  # a complete source is not asked for what the others will have given by then
 SILENT_S = 0.4  # a lease that brings nothing for so long is late
+SWARM_LAST_PART = 0.25  # of the leaves: which a complete source is not asked for while the others get more of it …
+SWARM_STILL_S = 1.0  # … which must not take longer than this …
+SWARM_DELAY = 0.25  # … nor altogether more than that and this part of the time until then
 _ASSUMED_RATE = 20 << 20  # bytes a second, where nothing was measured yet
 
 
@@ -101,6 +104,10 @@ class Planner:
         self._start = start % max(1, self._bases[-1])
         self._reaches: dict[Hashable, _Reach] = {}
         self._leases: list[Lease] = []
+        self._total = self.missing.bit_count()
+        self._began: float | None = None
+        self._held_back_since: float | None = None
+        self._grew_at = 0.0
 
     @property
     def complete(self) -> bool:
@@ -118,7 +125,7 @@ class Planner:
         at = self.file_of(number)
         return self._files[at].leaves[number - self._bases[at]]
 
-    def join(self, holder: Hashable, held: Held | None = None) -> bool:
+    def join(self, holder: Hashable, held: Held | None = None, now: float = 0.0) -> bool:
         """A source may be given leases from now on, of what it has; called again whenever that changes. held: None for
         all. Returns whether it has something now that it had not."""
         reach = self._reaches.setdefault(holder, _Reach(has=0))
@@ -133,6 +140,8 @@ class Planner:
         reach.has, reach.growing = has, bool(held.files)
         new = has & ~(before or 0)
         reach.lacks &= ~new
+        if new & self._free:
+            self._grew_at = now
         return bool(new)
 
     def lacks(self, holder: Hashable, number: int) -> None:
@@ -150,6 +159,7 @@ class Planner:
         if reach is None:
             return None
         reach.away = False
+        self._began = now if self._began is None else self._began
         able = self.missing & ~reach.lacks
         if reach.has is not None:
             able &= reach.has
@@ -215,12 +225,23 @@ class Planner:
             for other in swarm:
                 theirs |= (other.has or 0) & ~other.lacks
             rare = free & ~theirs
-            if not rare and reach.has is None and self._soon_from(swarm, free):
+            if reach.has is None and swarm and (self._holds_back(now) or (not rare and self._soon_from(swarm, free))):
                 return None
             free = rare or free
         want = min(limit, max(MIN_LEASE_BYTES, int((reach.rate or 0) * LEASE_S)))
         first = _lowest(free, start)
         return self._lease(holder, first, self._end_of_run(free, first, want), now, race=False)
+
+    def _holds_back(self, now: float) -> bool:
+        """Whether the last part is left to those who are still fetching: for a while, as long as they get more of
+        it."""
+        if self._free.bit_count() > self._total * SWARM_LAST_PART:
+            return False
+        if self._held_back_since is None:
+            self._held_back_since = now
+        since = self._held_back_since
+        limit_s = SWARM_STILL_S + SWARM_DELAY * (since - (since if self._began is None else self._began))
+        return now - since < limit_s and now - max(since, self._grew_at) < SWARM_STILL_S
 
     def _soon_from(self, swarm: Iterable[_Reach], wanted: int) -> bool:
         """Whether those who are still fetching will have given all of it in a moment."""

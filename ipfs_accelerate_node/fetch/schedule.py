@@ -141,8 +141,8 @@ class Schedule:
     def failed(self, standing: Standing, cid: Cid, error: SourceUnavailable, now: float) -> None:
         """It did not deliver this block."""
         if error.code in LACKS_BLOCK:
+            standing.lacks_in_a_row += cid not in standing.lacks
             standing.lacks[cid] = error
-            standing.lacks_in_a_row += 1
             if standing.lacks_in_a_row >= MAX_LACKS_IN_A_ROW:
                 self._tire(standing, now)
             return

@@ -9,16 +9,20 @@ from dataclasses import dataclass
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan
 from ipfs_accelerate_node.content.walk import DagWalk, Given, LeafPayload
+from ipfs_accelerate_node.errors import SourceUnavailable
 from ipfs_accelerate_node.fetch.durability import Durability
 from ipfs_accelerate_node.fetch.landing import Landing
 from ipfs_accelerate_node.fetch.rewrap import Part, parts_below
 from ipfs_accelerate_node.fetch.schedule import WINDOW, Schedule, Standing
 from ipfs_accelerate_node.fetch.stage import Came
 from ipfs_accelerate_node.fetch.threads import in_thread
+from ipfs_accelerate_node.sources.source import LACKS_BLOCK
 from ipfs_accelerate_node.store import Store
 
 LOOK_AHEAD = 64  # wanted blocks looked at beyond those that are under way or that the source lacks
 RACE_AFTER_S = 0.5  # a block that is on its way for so long is asked of one more source
+ASK_AGAIN_S = 0.1  # a peer that lacks a block may be fetching this model itself, and have it by then …
+PATIENCE_S = 4.0  # … so peers are waited for, for so long without any new block
 
 
 @dataclass(eq=False, slots=True)
@@ -44,6 +48,8 @@ class Walking:
         self._durability = durability
         self._schedule = schedule
         self._under_way: dict[Cid, list[Ask]] = {}
+        self._lacked_at: dict[tuple[Standing, Cid], float] = {}
+        self._moved_at: float | None = None  # when the last block came
         self._keeping = 0  # blocks that the walk knows already, and whose bytes are on their way to disk
         self._parts: dict[Cid, Part] = {}  # dag-pb blocks below the file nodes met so far
         self._stored: dict[Cid, bool] = {}  # files met, and whether the store has them whole
@@ -59,7 +65,7 @@ class Walking:
         """A block that nobody is asked for, or one that is late."""
         late: Cid | None = None
         for cid in self._walk.wanted(LOOK_AHEAD + len(self._under_way) + len(standing.lacks)):
-            if cid in standing.lacks:
+            if cid in standing.lacks and not self._may_have_now(standing, cid, now):
                 continue
             asked = self._under_way.get(cid)
             if not asked:
@@ -84,7 +90,11 @@ class Walking:
         """Nothing: who has a node block is found out by asking."""
 
     def awaits(self, standing: Standing, now: float) -> bool:
-        return False
+        self._moved_at = self._moved_at or now
+        return _is_peer(standing) and not standing.tired and now - self._moved_at < PATIENCE_S
+
+    def _may_have_now(self, standing: Standing, cid: Cid, now: float) -> bool:
+        return _is_peer(standing) and now - self._lacked_at.get((standing, cid), now) >= ASK_AGAIN_S
 
     def dismiss(self, standing: Standing) -> None:
         """Nothing: nothing is left for anyone."""
@@ -99,10 +109,15 @@ class Walking:
             await self.land(cid, block)
             return
         standing.requests += 1
-        block = await standing.source.read_block(cid)
+        try:
+            block = await standing.source.read_block(cid)
+        except SourceUnavailable as exc:
+            if exc.code in LACKS_BLOCK:
+                self._lacked_at[standing, cid] = asyncio.get_running_loop().time()
+            raise
         self._durability.brought(cid, standing.source)
         await in_thread(cid.check, block, standing.source.name)
-        now = asyncio.get_running_loop().time()
+        self._moved_at = now = asyncio.get_running_loop().time()
         standing.meter.add(len(block), now)
         self._schedule.delivered(standing, len(block))
         await self.land(cid, block, from_source=True)
@@ -158,3 +173,7 @@ class Walking:
             self._landing.finish(FilePlan(file.path, file.cid, file.size, (leaf,)))
             self._stored[file.cid] = True
         return new_bytes
+
+
+def _is_peer(standing: Standing) -> bool:
+    return standing.source.kind == "peer"
