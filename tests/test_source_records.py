@@ -110,6 +110,7 @@ def test_a_failed_fetch_is_remembered_by_its_attempts(cache: Path) -> None:
         {"source": liar.name, "kind": "gateway", "code": "hash_mismatch"},
         {"source": slow.name, "kind": "gateway", "code": "stalled"},
         {"source": lacking.name, "kind": "gateway", "code": "not_found"},
+        {"source": "kubo", "kind": "kubo", "code": "stalled"},
     ]
     root = Cid.of(b"root")
     lie = IntegrityError(expected=root, actual=Cid.of(b"other"), origin=liar.name)
@@ -128,6 +129,7 @@ def test_a_failed_fetch_is_remembered_by_its_attempts(cache: Path) -> None:
         assert experience.abilities(store, "https://new.example") == Abilities()
         assert "wrong bytes 1 times" in (experience.told(store, liar.name) or "")
         assert experience.told(store, slow.name) is None
+        assert found(store, "kubo").strikes == 0
 
 
 @pytest.mark.parametrize("name", ["'; DROP TABLE sources; --", "peer:12D3KooW", "x" * 5000])

@@ -13,8 +13,8 @@ from ipfs_accelerate_node.sources.source import Abilities, Source
 from ipfs_accelerate_node.store import Store
 from ipfs_accelerate_node.store.source_records import Conduct
 
-# What says something about the source. A root that it lacks, or a Kubo of ours that is not ready, does not.
-_BLAMELESS = frozenset({"not_found", "blocked", "rate_limited", "kubo_unavailable", "no_ranges"})
+# Says nothing against a source: what it lacks, that it has much to do, that it knows no ranges.
+_BLAMELESS = frozenset({"not_found", "blocked", "rate_limited", "no_ranges"})
 
 
 def abilities(store: Store, source: str) -> Abilities:
@@ -65,7 +65,7 @@ def _of_fetched(sources: Sequence[Source], fetched: Fetched) -> Iterator[Conduct
     if fetched.already_here:
         return
     named = {source.name: source for source in sources}
-    faults = {failure.source: failure.code for failure in fetched.failures if failure.code not in _BLAMELESS}
+    faults = {failure.source: _fault(failure.kind, failure.code) for failure in fetched.failures}
     for share in fetched.sources:
         seen = _seen(named.get(share.source))
         yield Conduct(
@@ -90,10 +90,17 @@ def _of_failed(sources: Sequence[Source], error: NodeError) -> Iterator[Conduct]
             source=source,
             kind=str(attempt["kind"]),
             rejected=int(code == "hash_mismatch"),
-            fault=None if code in _BLAMELESS else code,
+            fault=_fault(str(attempt["kind"]), code),
             ranges=seen.ranges,
             cars=seen.cars,
         )
+
+
+def _fault(kind: str, code: str) -> str | None:
+    """Kubo is the whole network: that it was slow, or had to start, says nothing of the next time."""
+    if code in _BLAMELESS or (kind == "kubo" and code != "hash_mismatch"):
+        return None
+    return code
 
 
 def _seen(source: Source | None) -> Abilities:
