@@ -62,8 +62,8 @@ def node(folder: Path, name: str, router: KuboDaemon) -> NodeProcess:
 def vectors(url: str, model: str) -> np.ndarray[Any, Any]:
     from openai import OpenAI
 
-    client = OpenAI(base_url=f"{url}/v1", api_key="unused")
-    reply = client.embeddings.create(model=model, input=TEXTS)
+    with OpenAI(base_url=f"{url}/v1", api_key="unused") as client:
+        reply = client.embeddings.create(model=model, input=TEXTS)
     return np.array([row.embedding for row in reply.data])
 
 
