@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,37 @@ def test_a_lent_descriptor_outlives_the_partial_file(tmp_path: Path, end: str) -
         assert store.underway.lend(file, 0, 1) is None
         assert os.pread(fd, len(BYTES), 0) == BYTES
         os.close(fd)
+
+
+def test_nobody_waits_for_a_commit(tmp_path: Path) -> None:
+    """A big file takes the disk a while; what asks for it meanwhile is answered, and all of it is there."""
+    whole = {file.path: set(range(len(file.leaves))) for file in MODEL.plan.files}
+    file = next(file for file in MODEL.plan.files if file.path == "w.bin")
+    committing, go_on = threading.Event(), threading.Event()
+    with Store.open(tmp_path / "cache") as store, coming(store, MODEL, whole) as parts, ThreadPoolExecutor() as threads:
+        hit = store.failpoints.hit
+
+        def held(name: str) -> None:
+            if name == "partial.before_fsync":
+                committing.set()
+                assert go_on.wait(10)
+            hit(name)
+
+        store.failpoints.hit = held  # type: ignore[method-assign]
+        commit = threads.submit(parts["w.bin"].commit, file)
+        assert committing.wait(10)
+        try:
+            fd = threads.submit(store.underway.lend, file, 3, len(BYTES)).result(5)
+            assert fd is not None
+            assert os.pread(fd, len(BYTES), 0) == BYTES
+            os.close(fd)
+            have = threads.submit(store.underway.have, MODEL.root, public_only=True).result(5)
+            assert have is not None
+            assert {held.path: held.bitmap for held in have.files}["w.bin"] == b"\xff\x07"
+            leaf = file.leaves[4].cid
+            assert (
+                threads.submit(store.underway.block, leaf, public_only=True).result(5) == MODEL.leaves[leaf.canonical]
+            )
+        finally:
+            go_on.set()
+        assert commit.result(10).size == len(BYTES)

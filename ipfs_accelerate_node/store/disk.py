@@ -53,6 +53,15 @@ def open_read(name: str | os.PathLike[str], *, dir_fd: int | None = None) -> int
     return os.open(name, READ_FLAGS, dir_fd=dir_fd)
 
 
+@contextlib.contextmanager
+def closing(fd: int) -> Iterator[None]:
+    """A descriptor that ends with what it is needed for."""
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
 def create(name: str, *, dir_fd: int, mode: int = 0o600) -> int:
     """A new file, open for reading and writing; FileExistsError if the name is taken."""
     return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=dir_fd)
@@ -140,6 +149,12 @@ def clone_range(target_fd: int, target_offset: int, source_fd: int, source_offse
             raise
         return False
     return True
+
+
+def clone_out_of(path: os.PathLike[str], offset: int, target_fd: int, target_offset: int, length: int) -> bool:
+    """As `clone_range`, from a file by its path."""
+    with closing(source := open_read(path)):
+        return clone_range(target_fd, target_offset, source, offset, length)
 
 
 def data_ranges(fd: int, size: int) -> list[tuple[int, int]]:

@@ -25,6 +25,7 @@ from ipfs_accelerate_node.store.batch import commit_all
 from ipfs_accelerate_node.store.blobs import Incoming, read_payload
 from ipfs_accelerate_node.store.hashing import git_blob
 from ipfs_accelerate_node.store.index import key
+from ipfs_accelerate_node.store.lending import Lending
 from ipfs_accelerate_node.store.quota import Hold
 from ipfs_accelerate_node.store.ranges import Ranges
 from ipfs_accelerate_node.store.sidecar import Hashes
@@ -48,6 +49,7 @@ class PartialFile:
         self._fd = fd
         self._hold = hold
         self._lock = threading.RLock()
+        self._lending = Lending(self._lock)
         self._open = True
         self._committed = False
         self._busy = 0
@@ -74,14 +76,17 @@ class PartialFile:
 
     def covered(self, leaves: Iterable[Leaf]) -> list[bool]:
         """Of each leaf whether it is there and verified, all at one moment."""
-        with self._lock:
-            return [self._written.covers(leaf.offset, leaf.offset + leaf.length) for leaf in leaves]
+        with self._lending.looking() as look:
+            return [not look or self._written.covers(leaf.offset, leaf.offset + leaf.length) for leaf in leaves]
 
     def lend(self, offset: int, length: int) -> int | None:
         """A further descriptor, for the caller to close, if all of these bytes are there and verified: they stay
         readable under it when the file becomes a blob or is closed. None if not, or if it is closed already."""
-        with self._lock, disk.storing(f"cannot read {self.cid}"):
-            return os.dup(self._fd) if self._open and self.covers(offset, length) else None
+        with self._lending.looking() as look:
+            if look and not self._written.covers(offset, offset + length):
+                return None
+            with self._lending.numbers, disk.storing(f"cannot read {self.cid}"):
+                return os.dup(self._fd) if self._open else None
 
     def missing(self, leaves: Iterable[Leaf]) -> list[Leaf]:
         """Those of the leaves still to be brought, in the order given.
@@ -154,12 +159,11 @@ class PartialFile:
 
     def block(self, cid: Cid) -> bytes | None:
         """A leaf that is there, read back and hashed again."""
-        with self._lock:
-            leaf = self._leaves.get(key(cid))
-            if leaf is None or not self._open or not self.covers(leaf.offset, leaf.length):
-                return None
-            with disk.storing(f"cannot read {self.cid}"):
-                block = leaf.wrap(disk.read_exactly(self._fd, leaf.length, leaf.offset))
+        leaf = self._leaves.get(key(cid))
+        if leaf is None or (fd := self.lend(leaf.offset, leaf.length)) is None:
+            return None
+        with disk.storing(f"cannot read {self.cid}"), disk.closing(fd):
+            block = leaf.wrap(disk.read_exactly(fd, leaf.length, leaf.offset))
         return block if leaf.cid.matches(block) else None
 
     def commit(self, file: FilePlan) -> StoredFile:
@@ -216,6 +220,7 @@ class PartialFile:
         missing = self.missing(file.leaves)
         if missing or file.size != self.size:
             raise BadContent(f"{file.path or self.cid}: {len(missing)} leaves missing", code="incomplete")
+        self._lending.whole = True
         with disk.storing(f"cannot commit {self.cid}"):
             os.ftruncate(self._fd, self.size)
             self._catch_up(self.size)
@@ -229,6 +234,7 @@ class PartialFile:
             os.fchmod(self._fd, 0o400)
             os.fsync(self._fd)
         except OSError as exc:
+            self._lending.whole = False
             for leaf in self._pending:
                 self._written.remove(leaf.offset, leaf.offset + leaf.length)
             raise disk.storage_failure(exc, f"cannot commit {self.cid}") from exc
@@ -332,12 +338,7 @@ class PartialFile:
     def _append(self, leaves: Sequence[Leaf]) -> None:
         """The record begins with the first entry: a file that is whole at once never needs one."""
         if self._record < 0:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            folder = self.owner.layout.partial
-            self._record = os.open(f"{self.cid}{record.SUFFIX}", flags, 0o600, dir_fd=folder)
-            os.ftruncate(self._record, 0)
-            disk.write_all(self._record, record.head(self.size), 0)
-            os.fsync(folder)
+            self._record = record.create(f"{self.cid}{record.SUFFIX}", self.owner.layout.partial, self.size)
         ranges = Ranges()
         for leaf in leaves:
             ranges.add(leaf.offset, leaf.offset + leaf.length)
@@ -353,14 +354,9 @@ class PartialFile:
             disk.write_all(self._fd, memoryview(payload), offset)
 
     def _share(self, leaf: Leaf, place: LeafPlace) -> bool:
-        if leaf.length == 0 or leaf.offset + leaf.length > self.size:
-            return False
+        fits = 0 < leaf.length <= self.size - leaf.offset
         with disk.storing(f"cannot copy into {self.cid}"):
-            source = disk.open_read(place.path)
-            try:
-                return disk.clone_range(self._fd, leaf.offset, source, place.offset, leaf.length)
-            finally:
-                os.close(source)
+            return fits and disk.clone_out_of(place.path, place.offset, self._fd, leaf.offset, leaf.length)
 
     @contextlib.contextmanager
     def _using(self) -> Iterator[bool]:
@@ -389,10 +385,11 @@ class PartialFile:
     def _close_idle(self) -> None:
         """A number that is closed may at once be another file's: never while a call uses it."""
         if not self._open and self._busy == 0 and self._fd >= 0:
-            os.close(self._fd)
-            if self._record >= 0:
-                os.close(self._record)
-            self._fd = self._record = -1
+            with self._lending.numbers:
+                os.close(self._fd)
+                if self._record >= 0:
+                    os.close(self._record)
+                self._fd = self._record = -1
 
     def _forget(self, leaves: Iterable[Leaf]) -> None:
         with self._lock:

@@ -5,6 +5,7 @@ A head with the file's size, then an entry for each run of bytes, appended after
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterable
@@ -23,6 +24,19 @@ _LIMIT_BYTES = 1 << 30
 
 def head(size: int) -> bytes:
     return _HEAD.pack(_MAGIC, size)
+
+
+def create(name: str, folder: int, size: int) -> int:
+    """A record without entries, synced and open. Raises OSError."""
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        os.ftruncate(fd, 0)
+        disk.write_all(fd, head(size), 0)
+        os.fsync(folder)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def entries(ranges: Iterable[tuple[int, int]]) -> bytes:
