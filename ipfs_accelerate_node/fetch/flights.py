@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -71,5 +71,5 @@ class Flights(Generic[K, T]):
 
 async def _outcome(work: Callable[[], Coroutine[Any, Any, T]]) -> T | BaseException:
     """A failure is the callers' to hear, a bug too: raised here it would end the whole group, and so the node."""
-    outcomes: list[T | BaseException] = await asyncio.gather(work(), return_exceptions=True)
+    outcomes: Sequence[T | BaseException] = await asyncio.gather(work(), return_exceptions=True)
     return outcomes[0]
