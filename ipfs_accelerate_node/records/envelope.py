@@ -46,11 +46,11 @@ class Opened:
     envelope_cid: Cid
 
 
-def seal(record: dict[str, Value], key: NodeKey, prefix: bytes) -> Sealed:
-    """Signs prefix + the record's canonical bytes. Raises BadContent(bad_record) for what has no canonical form, or
-    lacks created, expires or seq."""
+def seal(record: dict[str, Value], key: NodeKey, prefix: bytes, *, max_bytes: int = MAX_BYTES) -> Sealed:
+    """Signs prefix + the record's canonical bytes. Raises BadContent(bad_record) for what has no canonical form, lacks
+    created, expires or seq, or takes more than max_bytes."""
     _check_times(record)
-    record_bytes = encode(record)
+    record_bytes = encode(record, max_bytes=max_bytes)
     record_cid = Cid.of(record_bytes, DAG_CBOR)
     envelope_bytes = encode(
         {
@@ -78,16 +78,23 @@ def envelope_record(envelope_bytes: bytes) -> Cid:
 
 
 def open_envelope(
-    envelope_bytes: bytes, record_bytes: bytes, prefix: bytes, *, now: int | None = None, key: bytes | None = None
+    envelope_bytes: bytes,
+    record_bytes: bytes,
+    prefix: bytes,
+    *,
+    now: int | None = None,
+    key: bytes | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Opened:
     """The record, once everything about it is verified.
 
-    now: seconds since 1970; None leaves the times unchecked (one's own archive). key: the only signer accepted.
+    now: seconds since 1970; None leaves the times unchecked: one's own archive, or a reader that checks a schema first
+    and calls `check_time` then. key: the only signer accepted. max_bytes: of the record.
     Raises BadContent (bad_record, bad_signature, record_expired, record_from_future) and IntegrityError when the
     envelope is about other bytes.
     """
-    if len(record_bytes) > MAX_BYTES:
-        raise bad(f"{len(record_bytes)} bytes, at most {MAX_BYTES} are allowed")
+    if len(record_bytes) > max_bytes:
+        raise bad(f"{len(record_bytes)} bytes, at most {max_bytes} are allowed")
     named, public, signature = _parts(envelope_bytes)
     record_cid = Cid.of(record_bytes, DAG_CBOR)
     if named != record_cid:
@@ -95,12 +102,12 @@ def open_envelope(
     if key is not None and public != key:
         raise BadContent("signature refused: signed by another key", code="bad_signature")
     verify(public, signature, prefix + record_bytes)
-    record = decode(record_bytes)
+    record = decode(record_bytes, max_bytes=max_bytes)
     if not isinstance(record, dict):
         raise bad("a record is a map")
-    created, expires = _check_times(record)
+    _check_times(record)
     if now is not None:
-        _check_now(created, expires, now)
+        check_time(record, now)
     return Opened(record, public, peer_id(public), record_cid, Cid.of(envelope_bytes, DAG_CBOR))
 
 
@@ -121,6 +128,15 @@ def _parts(envelope_bytes: bytes) -> tuple[Cid, bytes, bytes]:
     return named, public, signature
 
 
+def check_time(record: dict[str, Value], now: int) -> None:
+    """now: seconds since 1970. Raises BadContent (record_from_future, record_expired, bad_record)."""
+    created, expires = _check_times(record)
+    if created > now + SKEW_S:
+        raise BadContent("the record was made in the future", code="record_from_future")
+    if expires < now - SKEW_S:
+        raise BadContent("the record has expired", code="record_expired")
+
+
 def _check_times(record: dict[str, Value]) -> tuple[int, int]:
     created, expires, seq = (_whole(record, name) for name in ("created", "expires", "seq"))
     if created < 0 or seq < 0 or expires <= created:
@@ -133,10 +149,3 @@ def _whole(record: dict[str, Value], name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise bad(f"a record has {name}, an integer")
     return value
-
-
-def _check_now(created: int, expires: int, now: int) -> None:
-    if created > now + SKEW_S:
-        raise BadContent("the record was made in the future", code="record_from_future")
-    if expires < now - SKEW_S:
-        raise BadContent("the record has expired", code="record_expired")
