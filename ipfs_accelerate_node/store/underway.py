@@ -3,7 +3,9 @@
 A fetch announces its plan when it knows it and withdraws it at its end, whatever that is; by then a committed model
 answers instead. Only verified bytes count: leaves in the open partial files, and files that are blobs. Access is
 decided by root, as for stored models: strangers see what a public fetch brings, never what an upgrade of a private
-model does; and a leaf that only some other file holds is not part of the root before it was brought for it.
+model does; and a leaf that only some other file holds is not part of the root before it was brought for it. Nor do
+strangers learn that a private model has a file: one that was here before a public fetch of it began, and that no public
+model holds, is not here for them until the fetch's own model is stored.
 
 Everything blocks for its I/O only, and may be called from any thread.
 """
@@ -19,6 +21,11 @@ from ipfs_accelerate_node.content.plan import FilePlan, Leaf, ModelPlan
 from ipfs_accelerate_node.store.index import Index
 from ipfs_accelerate_node.store.models import Models
 from ipfs_accelerate_node.store.partials import Partials
+
+_NOT_PUBLIC = (  # files that no public model holds, also those of no model
+    "SELECT cid FROM files WHERE NOT EXISTS"
+    "(SELECT 1 FROM members JOIN models ON models.id=model WHERE file=files.id AND public)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +49,15 @@ class Have:
 
 @dataclass(eq=False, slots=True)
 class Arriving:
-    """One fetch whose plan is known. Keys are canonical."""
+    """One fetch whose plan is known. Keys are canonical. hidden: of a public one, files that were here before it, or on
+    their way, for private models alone."""
 
     plan: ModelPlan
     nodes: Mapping[Cid, bytes]
     public: bool
     files: Mapping[Cid, FilePlan]
+    hidden: frozenset[Cid] = frozenset()
     _places: dict[Cid, list[tuple[FilePlan, Leaf]]] | None = field(default=None, repr=False)
-
-    @classmethod
-    def of(cls, plan: ModelPlan, nodes: Iterable[tuple[Cid, bytes]], public: bool) -> Arriving:
-        return cls(
-            plan,
-            {cid.canonical: block for cid, block in nodes},
-            public,
-            {file.cid.canonical: file for file in plan.files},
-        )
 
     def places(self, leaf: Cid) -> list[tuple[FilePlan, Leaf]]:
         """Where in its files a leaf belongs. The map is made when someone first asks for a leaf by itself."""
@@ -85,9 +85,11 @@ class Underway:
 
     def announce(self, plan: ModelPlan, nodes: Iterable[tuple[Cid, bytes]], *, public: bool) -> Arriving:
         """From now on others see what is here of the plan's root. Ends with `withdraw` of what this returns."""
-        arriving = Arriving.of(plan, nodes, public)
+        files = {file.cid.canonical: file for file in plan.files}
+        hidden = self._hidden(files) if public else frozenset[Cid]()
+        arriving = Arriving(plan, {cid.canonical: block for cid, block in nodes}, public, files, hidden)
         with self._lock:
-            self._arriving.append(arriving)
+            self._arriving = [*self._arriving, arriving]
         return arriving
 
     def withdraw(self, arriving: Arriving) -> None:
@@ -101,9 +103,10 @@ class Underway:
         return any(arriving.names(cid) for arriving in self._seen(public_only))
 
     def file(self, cid: Cid, *, public_only: bool) -> FilePlan | None:
-        """The plan of a file that is being brought, complete or not."""
+        """The plan of a file that is being brought, complete or not; what is `hidden` only for who sees all."""
         cid = cid.canonical
-        return next((a.files[cid] for a in self._seen(public_only) if cid in a.files), None)
+        seen = (a for a in self._seen(public_only) if cid in a.files)
+        return next((a.files[cid] for a in seen if not (public_only and cid in a.hidden)), None)
 
     def block(self, cid: Cid, *, public_only: bool) -> bytes | None:
         """A node block, or a leaf that was brought, hashed before it is returned; None if it is not here."""
@@ -113,6 +116,8 @@ class Underway:
             if block is not None and cid.matches(block):
                 return block
             for file, leaf in arriving.places(cid):
+                if public_only and not self._is_shown(file.cid):
+                    continue
                 if (block := self._leaf(file, leaf)) is not None:
                     return block
         return None
@@ -134,7 +139,7 @@ class Underway:
             plan = self._models.read_plan(model.root).plan
         if plan is None:
             return None
-        files = tuple(self._held(file) for file in plan.files)
+        files = tuple(self._held(file, public_only) for file in plan.files)
         whole = model is not None and all(_is_full(file) for file in files)
         return Have(root.canonical, whole, files)
 
@@ -151,14 +156,33 @@ class Underway:
         model = self._models.shelf.model(root)
         return model is not None and not model.public
 
+    def _hidden(self, files: Mapping[Cid, FilePlan]) -> frozenset[Cid]:
+        """Those of them that only private models have, or are getting."""
+        found = (Cid.decode(row[0]) for row in self._index.all(_NOT_PUBLIC))
+        private = {cid for cid in found if cid in files}
+        with self._lock:
+            coming = [a for a in self._arriving if not a.public]
+        return frozenset(private.union(cid for a in coming for cid in a.files if cid in files))
+
+    def _is_shown(self, cid: Cid) -> bool:
+        """Whether strangers may know that the file, or a part of it, is here: a public model has it, or a public fetch
+        brings it."""
+        cid = cid.canonical
+        row = self._index.file(cid)
+        if row is not None and self._index.is_public(row.id):
+            return True
+        return any(cid in a.files and cid not in a.hidden for a in self._seen(public_only=True))
+
     def _leaf(self, file: FilePlan, leaf: Leaf) -> bytes | None:
         part = self._partials.opened(file.cid)
         if part is not None and (block := part.block(leaf.cid)) is not None:
             return block
         return self._models.blobs.leaf(leaf.cid) if self._index.file(file.cid) is not None else None
 
-    def _held(self, file: FilePlan) -> HeldFile:
+    def _held(self, file: FilePlan, public_only: bool) -> HeldFile:
         count = len(file.leaves)
+        if public_only and not self._is_shown(file.cid):
+            return HeldFile(file.path, file.cid, count, bytes((count + 7) // 8))
         part = self._partials.opened(file.cid)
         bits = 0
         if part is not None:
