@@ -30,7 +30,7 @@ from ipfs_accelerate_node.store.layout import Layout
 from ipfs_accelerate_node.store.members import Directories, files_here, member_path, root_is_known, wanted_files
 from ipfs_accelerate_node.store.shelf import Shelf
 from ipfs_accelerate_node.store.sidecar import Hashes, Label
-from ipfs_accelerate_node.store.types import CorruptFile, StoredModel
+from ipfs_accelerate_node.store.types import CorruptFile, Provenance, StoredModel
 
 log = logging.getLogger(__name__)
 NEW_PREFIX = ".new-"
@@ -109,6 +109,7 @@ class Models:
         pinned: bool | None = None,
         public: bool | None = None,
         announce: bool | None = None,
+        provenance: Provenance | None = None,
     ) -> StoredModel:
         """Durable before it returns. Raises NotFound, StorageError."""
         with self._lock, disk.storing(f"cannot change {root}"):
@@ -119,6 +120,7 @@ class Models:
                 pinned=found.pinned if pinned is None else pinned,
                 public=found.public if public is None else public,
                 announce=found.announce if announce is None else announce,
+                provenance=provenance or found.provenance,
             )
             self._write_label(label)
             self._failpoints.hit("label.before_row")

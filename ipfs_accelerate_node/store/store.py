@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -142,6 +143,14 @@ class Store:
     def set_public(self, root: Cid, public: bool) -> None:
         """Whether strangers are served its blocks. Raises NotFound."""
         self._models.relabel(root, public=public)
+
+    def share(self, root: Cid, at: str | None) -> StoredModel:
+        """The user's own word that strangers are served it, given at that time (ISO 8601, UTC); None: that they are
+        not, nor told of it. Part of where it came from. Raises NotFound."""
+        with self._lock:
+            came = replace(self._models.get(root).provenance, shared_at=at)
+            announce = None if at else False
+            return self._models.relabel(root, public=at is not None, announce=announce, provenance=came)
 
     def set_announce(self, root: Cid, announce: bool) -> None:
         """Whether others may be told that it is here. Raises NotFound."""

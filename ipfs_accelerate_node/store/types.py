@@ -35,7 +35,8 @@ class SourceFailure:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a model came from. at: ISO 8601, UTC. profile: import settings, where the root was made here."""
+    """Where a model came from. at: ISO 8601, UTC. profile: import settings, where the root was made here. shared_at:
+    when the user said that strangers may have it, whatever the Hub says."""
 
     kind: Literal["cid", "hf", "local"]
     reference: str
@@ -44,6 +45,7 @@ class Provenance:
     profile: str | None = None
     hub_repo: str | None = None
     hub_commit: str | None = None
+    shared_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
