@@ -29,11 +29,15 @@ from ipfs_accelerate_node.content.reference import (
 )
 from ipfs_accelerate_node.errors import Loading, NotFound
 from ipfs_accelerate_node.fetch.hub import drop_staged
+from ipfs_accelerate_node.fetch.hf_cache.hydrate import Hydration
+from ipfs_accelerate_node.fetch.hf_cache.importing import Importing
+from ipfs_accelerate_node.fetch.hf_cache.watch import LinkWatch
 from ipfs_accelerate_node.fetch.hub_mirror import HubMirror
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf
 from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt, StoppedPin
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, Wish, receipt
 from ipfs_accelerate_node.fetch.seeder import Seeder
+from ipfs_accelerate_node.fetch.sharing import Sharing
 from ipfs_accelerate_node.fetch.survey import Survey
 from ipfs_accelerate_node.inference.catalogue import Catalogue
 from ipfs_accelerate_node.inference.model import Accelerator
@@ -97,6 +101,11 @@ class Node:
             shelf = await asyncio.to_thread(HubShelf, self.config.cache)
             self.hub = HubMirror(self.config, self.store, shelf, self._pins, self.seeder, self._group)
             self._pins.shelf = shelf
+            self.sharing = Sharing(self.store, shelf, self.seeder, announce=self.config.announce_pins)
+            self.links = await asyncio.to_thread(LinkWatch, self.store)
+            self.hydration = Hydration(self.store, shelf, self.links, self.catalogue.meant)
+            self.importing = Importing(self.store, shelf, self._pins.hub, self._landed)
+            self._watching = self._group.create_task(self.links.run(), name="watch links")
             self._exit = stack.pop_all()
         self.ready = True
         log.info("node.start cache=%s peer=%s version=%s", self.config.cache, self.key.peer_id, __version__)
@@ -110,6 +119,7 @@ class Node:
         self.hub.close()
         self.serving.close()
         self._seeding.cancel()
+        self._watching.cancel()
         await self._exit.__aexit__(kind, error, trace)
         log.info("node.stop cache=%s", self.config.cache)
 
@@ -167,6 +177,10 @@ class Node:
             return await self.add(directory, name=name, announce=announce, move=True)
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    def _landed(self, model: StoredModel) -> None:
+        """A model came in without a pin of its own."""
+        self._group.create_task(self.sharing.landed(model), name=f"seed {model.root}")
 
     def start_pin(self, ref: str, wish: Wish) -> PinJob:
         """Starts fetching; the returned job is watched with `updates`."""

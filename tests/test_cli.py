@@ -325,7 +325,7 @@ def test_foreign_text_is_escaped() -> None:
 
 def test_every_command_module_is_listed() -> None:
     for name, (module, _) in COMMANDS.items():
-        assert hasattr(importlib.import_module(f"ipfs_accelerate_node.cli.{module}"), name)
+        assert hasattr(importlib.import_module(f"ipfs_accelerate_node.cli.{module}"), name.replace("-", "_"))
 
 
 async def test_events_that_come_in_pieces(tmp_path: Path, daemon: Daemon) -> None:

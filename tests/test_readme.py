@@ -27,7 +27,7 @@ def table(mark: str) -> list[list[str]]:
 
 
 def test_every_command_is_listed_and_no_other() -> None:
-    listed = {re.findall(r"`([a-z]+)", cell)[0]: text.strip() for cell, text in table("commands")}
+    listed = {re.findall(r"`([a-z-]+)", cell)[0]: text.strip() for cell, text in table("commands")}
     assert listed == {name: text for name, (_, text) in COMMANDS.items()}
 
 

@@ -9,6 +9,7 @@ from aiohttp import web
 from ipfs_accelerate_node.api import (
     gateway,
     health,
+    hf_cache,
     hub_routes,
     inference_routes,
     native,
@@ -42,6 +43,7 @@ ROUTES = (
     *peers_routes.ROUTES,
     *pins.ROUTES,
     *uploads.ROUTES,
+    *hf_cache.ROUTES,
     *hub_routes.ROUTES,
     *gateway.ROUTES,
 )

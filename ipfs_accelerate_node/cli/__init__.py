@@ -45,6 +45,12 @@ COMMANDS = {
     "rm": ("stored", "Delete a model from the store."),
     "gc": ("stored", "Delete everything that is not pinned or in use."),
     "verify": ("stored", "Read everything again and name what is corrupt."),
+    "hydrate": ("hf_cache", "Write a stored model into the Hugging Face cache, so that every tool loads it offline."),
+    "import-hf-cache": (
+        "hf_cache",
+        "Take what is in the Hugging Face cache into the store, checked, without a download.",
+    ),
+    "share": ("hf_cache", "Let others have a model that is private here; --undo takes that back."),
     "load": ("inference", "Start a model's worker process."),
     "unload": ("inference", "End a model's worker process."),
     "infer": ("infer", "Run a model on texts, pictures or sound."),
@@ -86,7 +92,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"{__name__}.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -21,7 +21,7 @@ from ipfs_accelerate_node.store import Store
 log = logging.getLogger(__name__)
 
 Nodes = Sequence[tuple[Cid, bytes]]
-NOT_PUBLIC = "served to nobody: it mirrors a gated or private Hub repository"
+NOT_PUBLIC = "served to nobody: it mirrors a gated or private Hub repository (`share` changes that)"
 INCOMPLETE = "served over HTTP only: {count} of its files are not here, and Kubo keeps whole models"
 
 
@@ -60,6 +60,9 @@ class Seeder:
             return Seeded(False, f"served over HTTP only: {exc}")
 
     async def _seed(self, client: KuboClient, root: Cid, *, announce: bool, brought: bool) -> Seeded:
+        model = await asyncio.to_thread(self._store.model, root)
+        if model is not None and not model.public:  # since its turn was waited for
+            return Seeded(False, NOT_PUBLIC)
         plan, nodes, blobs = await asyncio.to_thread(self._parts, root)
         return await seed(client, plan, nodes, blobs, announce=announce, brought=brought)
 
@@ -73,6 +76,28 @@ class Seeder:
                 raise NotFound(f"a file of {root} is no longer in the store: {file.cid}", cid=str(file.cid))
             blobs[file.cid] = stored.path
         return plan, self._store.nodes(root), blobs
+
+    async def withdraw(self, root: Cid) -> None:
+        """A model that is stored still is no longer public: Kubo keeps, gives and announces nothing of it that no
+        public model has. Raises NotFound, Unavailable where Kubo is there and cannot be told."""
+        if self._kubo.state == "off":
+            return
+        async with self._turn:
+            await self._withdraw(self._kubo.client, root)
+
+    async def _withdraw(self, client: KuboClient, root: Cid) -> None:
+        plan, nodes, keep = await asyncio.to_thread(self._private_parts, root)
+        await unseed(client, plan, nodes, keep=keep)
+        log.info("unseed.private root=%s", root)
+
+    def _private_parts(self, root: Cid) -> tuple[ModelPlan, Nodes, set[Cid]]:
+        """With the CIDs of files and nodes that public models hold too."""
+        plan = self._store.plan(root)
+        if plan is None:
+            raise NotFound(f"{root} is not in the store", cid=str(root))
+        nodes = self._store.nodes(root)
+        cids = {cid.canonical for cid in (*(file.cid for file in plan.files), *(cid for cid, _ in nodes))}
+        return plan, nodes, {cid for cid in cids if self._store.has(cid, public_only=True)}
 
     async def run(self) -> None:
         """Follows the store and Kubo: seeds what is not seeded each time another daemon is ready, and takes back what
@@ -97,14 +122,18 @@ class Seeder:
                     log.warning("seed.check_failed root=%s reason=%s", model.root, exc)
 
     async def _release_departed(self, client: KuboClient) -> None:
-        """Models that left the store while Kubo was away are no longer kept there. What is left of them, references to
-        files that are gone, is small, and makes way when such a block is fetched again (`KuboSource`)."""
+        """Models that left the store while Kubo was away, or became private, are no longer kept there. What is left of
+        the former, references to files that are gone, is small, and makes way when such a block is fetched again
+        (`KuboSource`)."""
         try:
             async with self._turn:
                 for root in await kept_roots(client):
-                    if await asyncio.to_thread(self._store.model, root) is None:
+                    model = await asyncio.to_thread(self._store.model, root)
+                    if model is None:
                         await let_go(client, root)
                         log.info("unseed.late root=%s", root)
+                    elif not model.public:
+                        await self._withdraw(client, root)
         except NodeError as exc:
             log.warning("unseed.late_failed reason=%s", exc)
 
