@@ -34,6 +34,7 @@ from ipfs_accelerate_node.fetch.hf_cache.importing import Importing
 from ipfs_accelerate_node.fetch.hf_cache.watch import LinkWatch
 from ipfs_accelerate_node.fetch.hub_mirror import HubMirror
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf
+from ipfs_accelerate_node.fetch.idle_hashing import hash_when_idle
 from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt, StoppedPin
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, Wish, receipt
 from ipfs_accelerate_node.fetch.seeder import Seeder
@@ -88,6 +89,8 @@ class Node:
             )
             self.seeder = Seeder(self.store, self.kubo)
             self._seeding = self._group.create_task(self.seeder.run(), name="seed")
+            idle_hashing = hash_when_idle(self.store, lambda: self.registry.working)
+            self._hashing = self._group.create_task(idle_hashing, name="hash files")
             tunnels = self.config.tunnels
             self._pins = Pins(
                 self.config,
@@ -119,6 +122,7 @@ class Node:
         self.hub.close()
         self.serving.close()
         self._seeding.cancel()
+        self._hashing.cancel()
         self._watching.cancel()
         await self._exit.__aexit__(kind, error, trace)
         log.info("node.stop cache=%s", self.config.cache)

@@ -32,7 +32,7 @@ def plain_commit(store: Store, cid: Cid, repo: str, revision: str) -> KeptCommit
     if files is None:
         raise NotFound(f"{cid} is no directory that is here: pin it first", hub_code="RepoNotFound", cid=str(cid))
     said = {"tags": ["ipfs"], "private": False, "gated": False}
-    entries = tuple(_entry(path, file) for path, file in sorted(files.items()))
+    entries = tuple(_entry(path, file.size, store.digests(file.cid).sha256) for path, file in sorted(files.items()))
     cids = {path: str(file.cid) for path, file in files.items()}
     return KeptCommit("model", repo, commit_of(cid), False, said, entries, "here", root=str(cid.canonical), cids=cids)
 
@@ -76,7 +76,7 @@ def _files(store: Store, root: Cid) -> dict[str, StoredFile] | None:
     return found
 
 
-def _entry(path: str, file: StoredFile) -> TreeEntry:
-    pointer = _POINTER.format(sha256=file.sha256.hex(), size=file.size).encode()
+def _entry(path: str, size: int, sha256: bytes) -> TreeEntry:
+    pointer = _POINTER.format(sha256=sha256.hex(), size=size).encode()
     oid = hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()
-    return TreeEntry(path, file.size, oid, Lfs(file.sha256.hex(), file.size, len(pointer)))
+    return TreeEntry(path, size, oid, Lfs(sha256.hex(), size, len(pointer)))

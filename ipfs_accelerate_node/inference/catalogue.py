@@ -77,16 +77,16 @@ class Catalogue:
                 return None
 
     def info(self, ref: str) -> ModelInfo:
-        """Raises what `find` raises."""
+        """Raises what `find` raises. Blocks; of a model that was just fetched until its files are hashed as a whole."""
         model = self.find(ref)
         plan = self._store.plan(model.root)
-        stored = [] if plan is None else [(f.path, self._store.file(f.cid)) for f in plan.files]
+        stored = [(f.path, self._store.file(f.cid)) for f in ([] if plan is None else plan.files)]
         return ModelInfo(
             model=model,
             files=tuple(
-                FileInfo(path, str(file.cid), file.size, file.sha256.hex(), file.git_sha1.hex())
+                FileInfo(path, str(file.cid), file.size, hashes.sha256.hex(), hashes.git_sha1.hex())
                 for path, file in stored
-                if file is not None
+                if file is not None and (hashes := self._store.digests(file.cid))
             ),
             loaded=self._registry.find(str(model.root)),
             loads=tuple(loaded for loaded in self._registry.loaded() if loaded.root == str(model.root)),

@@ -301,6 +301,11 @@ class Registry:
         """Requests that are queued or computed. Raises NotFound."""
         return self._slot(model).waiting
 
+    @property
+    def working(self) -> bool:
+        """Whether any model computes now."""
+        return any(slot.waiting for slot in self._slots)
+
     async def accelerators(self) -> list[Accelerator]:
         """Every device that torch and OpenVINO report here; found once, then remembered. May take seconds."""
         found = await self._placing.devices("torch", keep=self._prestart and not list(self._slots))

@@ -17,7 +17,7 @@ from ipfs_accelerate_node.store import disk
 from ipfs_accelerate_node.store.failpoints import Failpoints
 from ipfs_accelerate_node.store.index import FileRow, Index, LeafRow
 from ipfs_accelerate_node.store.layout import Layout
-from ipfs_accelerate_node.store.sidecar import Hashes
+from ipfs_accelerate_node.store.sidecar import Hashes, is_known
 from ipfs_accelerate_node.store.types import LeafPlace, StoredFile
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,10 @@ class Incoming:
 
 
 class Blobs:
-    """on_corrupt: told, with a reason, of a file whose bytes are not what its CID says; takes it out of the store."""
+    """on_corrupt: told, with a reason, of a file whose bytes are not what its CID says; takes it out of the store.
+
+    may_equal: whether a file without a sha256 may have the bytes of a stored one. hash_alike: sees to it that those
+    which may have a file's bytes have a sha256. on_unhashed: told of a file that has none yet."""
 
     def __init__(
         self,
@@ -51,6 +54,9 @@ class Blobs:
         self._failpoints = failpoints
         self._on_corrupt = on_corrupt
         self.guarded: Callable[[float], bool] = lambda _: False
+        self.may_equal: Callable[[FilePlan], bool] = lambda _: True
+        self.hash_alike: Callable[[FilePlan], None] = lambda _: None
+        self.on_unhashed: Callable[[], None] = lambda: None
         self._touched_s: dict[Cid, float] = {}
 
     def admit(self, incoming: Sequence[Incoming], landed: Callable[[], None] = lambda: None) -> None:
@@ -58,6 +64,9 @@ class Blobs:
 
         Equal bytes become one inode. A crash in between leaves blobs without rows, which the next start keeps as parts.
         """
+        for item in incoming:
+            if item.hashes.known:
+                self.hash_alike(item.file)
         with self._lock, disk.storing("cannot store a file"):
             self._layout.check()
             twins: dict[bytes, Cid] = {}
@@ -77,6 +86,8 @@ class Blobs:
                     file, hashes = item.file, item.hashes
                     self._index.add_file(file.cid, file.size, hashes.sha256, hashes.git_sha1, file.leaves)
                 landed()
+        if any(not item.hashes.known for item in new):
+            self.on_unhashed()
 
     def file(self, cid: Cid, *, public_only: bool = False) -> StoredFile | None:
         with self._lock:
@@ -102,7 +113,8 @@ class Blobs:
             return [] if row is None else self._index.leaves_of(row.id)
 
     def stored(self, row: FileRow, *, public: bool) -> StoredFile:
-        return StoredFile(row.cid, self._layout.blob_path(row.cid), row.size, row.sha256, row.git_sha1, public)
+        sha256 = row.sha256 if is_known(row.sha256) else None
+        return StoredFile(row.cid, self._layout.blob_path(row.cid), row.size, sha256, row.git_sha1, public)
 
     def loose(self) -> list[FileRow]:
         """Files of no model, which no transfer under way may count on, oldest first."""

@@ -20,6 +20,7 @@ from typing import Any
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import Leaf
 from ipfs_accelerate_node.errors import StorageError
+from ipfs_accelerate_node.store.sidecar import LATER
 
 _QUICK_CHECK_BYTES = 16 << 20  # a larger database is checked only after an unclean end
 _TABLES = """
@@ -66,6 +67,8 @@ def key(cid: Cid) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
+    """sha256, git_sha1: as `Hashes`, so that sha256 may be a stand-in."""
+
     id: int
     cid: Cid
     size: int
@@ -198,6 +201,21 @@ class Index:
         rows = self.all(f"SELECT id, cid, size, sha256, git_sha1 FROM files WHERE {column}=? ORDER BY id", (oid,))
         return [_file_row(row) for row in rows]
 
+    def of_size(self, size: int) -> list[FileRow]:
+        sql = "SELECT id, cid, size, sha256, git_sha1 FROM files WHERE size=? ORDER BY id"
+        return [_file_row(row) for row in self.all(sql, (size,))]
+
+    def unhashed(self) -> list[Cid]:
+        """Files with a stand-in for their sha256, oldest first."""
+        first, after = LATER + b"\x01", LATER + b"\x02"  # version 1 CIDs
+        sql = "SELECT cid FROM files WHERE sha256>=? AND sha256<? AND length(sha256)>32 ORDER BY id"
+        return [Cid.decode(row[0]) for row in self.all(sql, (first, after))]
+
+    def set_sha256(self, cid: Cid, sha256: bytes) -> bool:
+        """In place of a stand-in. Whether there was one."""
+        changed = self.run("UPDATE files SET sha256=? WHERE cid=? AND length(sha256)>32", (sha256, key(cid)))
+        return changed.rowcount > 0
+
     def is_public(self, file_id: int) -> bool:
         sql = "SELECT 1 FROM members JOIN models ON models.id=model WHERE file=? AND public LIMIT 1"
         return bool(self.one(sql, (file_id,)))
@@ -275,6 +293,7 @@ class Index:
                 steps = "".join((_TABLES, *_CHANGES)[version:])
                 self._db.executescript(f"BEGIN;{steps}PRAGMA user_version={SCHEMA};COMMIT")
             self._db.execute("CREATE INDEX IF NOT EXISTS files_by_git_sha1 ON files(git_sha1)")
+            self._db.execute("CREATE INDEX IF NOT EXISTS files_by_size ON files(size)")
         except sqlite3.OperationalError as exc:
             if "already exists" in str(exc) or "malformed" in str(exc):
                 raise IndexDamaged(str(exc)) from exc

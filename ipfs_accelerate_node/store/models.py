@@ -29,7 +29,7 @@ from ipfs_accelerate_node.store.index import FileRow, Index
 from ipfs_accelerate_node.store.layout import Layout
 from ipfs_accelerate_node.store.members import Directories, files_here, member_path, root_is_known, wanted_files
 from ipfs_accelerate_node.store.shelf import Shelf
-from ipfs_accelerate_node.store.sidecar import Hashes, Label
+from ipfs_accelerate_node.store.sidecar import Hashes, Label, is_known
 from ipfs_accelerate_node.store.types import CorruptFile, Provenance, StoredModel
 
 log = logging.getLogger(__name__)
@@ -251,6 +251,13 @@ class Models:
             record = self.read_plan(root)
             mended = self.directories.mend(str(root.canonical), record.plan, record.here)
         return [(file.cid, f"{root.canonical}/{member_path(record.plan, file.path)}") for file in mended]
+
+    def note_hashes(self, root: Cid) -> None:
+        """Puts hashes that became known since into the model's plan, once all of them are. With the store's lock."""
+        rows = {row.cid: row for row in self._files_of(root)}
+        if all(is_known(row.sha256) for row in rows.values()):
+            record = self.read_plan(root)
+            self._write_plan(record.plan, rows, record.nodes)
 
     # private
 

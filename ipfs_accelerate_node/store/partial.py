@@ -23,7 +23,7 @@ from ipfs_accelerate_node.errors import BadContent, NotFound, StorageError
 from ipfs_accelerate_node.store import disk, record
 from ipfs_accelerate_node.store.batch import commit_all
 from ipfs_accelerate_node.store.blobs import Incoming, read_payload
-from ipfs_accelerate_node.store.hashing import git_blob
+from ipfs_accelerate_node.store.hashing import GIT_BYTES, git_blob
 from ipfs_accelerate_node.store.index import key
 from ipfs_accelerate_node.store.lending import Lending
 from ipfs_accelerate_node.store.quota import Hold
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ipfs_accelerate_node.store.partials import Partials
 
 _READ_BYTES = 1 << 20
+LATER_BYTES = GIT_BYTES  # a larger file's hash as a whole is left for later, unless its twin may be stored
 _CATCH_UP_BYTES = 4 << 20
 
 
@@ -57,6 +58,7 @@ class PartialFile:
         self._unproven = Ranges()
         self._pending: list[Leaf] = []
         self._leaves: dict[bytes, Leaf] = {}
+        self._later = size > LATER_BYTES
         self._sha256 = hashlib.sha256()
         self._git_sha1 = git_blob(size)
         self._hashed = 0
@@ -104,7 +106,8 @@ class PartialFile:
             raise BadContent(f"leaf {leaf.cid} does not fit {self.cid}: {len(payload)} bytes at {leaf.offset}")
         with self._using() as usable, disk.storing(f"cannot write {self.cid}"):
             if not usable or self.covers(leaf.offset, leaf.length):
-                self._remember(leaf)
+                with self._lock:
+                    self._leaves[key(leaf.cid)] = leaf
                 return
             self._pwrite(payload, leaf.offset)
             self._note(leaf, payload)
@@ -223,7 +226,9 @@ class PartialFile:
         self._lending.whole = True
         with disk.storing(f"cannot commit {self.cid}"):
             os.ftruncate(self._fd, self.size)
-            self._catch_up(self.size)
+            self._later = self._later and not self.owner.blobs.may_equal(file)
+            if not self._later:
+                self._catch_up(self.size)
         return True
 
     def make_durable(self) -> None:
@@ -240,7 +245,8 @@ class PartialFile:
             raise disk.storage_failure(exc, f"cannot commit {self.cid}") from exc
 
     def incoming(self, file: FilePlan) -> Incoming:
-        hashes = Hashes(self._sha256.digest(), self._git_sha1.digest() if self._git_sha1 else b"")
+        known = Hashes(self._sha256.digest(), self._git_sha1.digest() if self._git_sha1 else b"")
+        hashes = Hashes.later(self.cid) if self._later else known
         return Incoming(file, hashes, str(self.cid), self.owner.layout.partial)
 
     def became_blob(self) -> list[Leaf]:
@@ -301,13 +307,9 @@ class PartialFile:
             self._leaves[key(leaf.cid)] = leaf
             self._hold.land(leaf.length)
 
-    def _remember(self, leaf: Leaf) -> None:
-        with self._lock:
-            self._leaves[key(leaf.cid)] = leaf
-
     def _hash_on(self, leaf: Leaf, payload: Buffer) -> None:
         """Brings the file's own hashes forward, beside other writers; a bounded step, so that no caller waits long."""
-        if not self._hashing.acquire(blocking=False):
+        if self._later or not self._hashing.acquire(blocking=False):
             return
         try:
             if leaf.offset == self._hashed:
@@ -360,7 +362,7 @@ class PartialFile:
 
     @contextlib.contextmanager
     def _using(self) -> Iterator[bool]:
-        """Keeps the descriptors open meanwhile. False where another user has committed the file: all of it is there."""
+        """Keeps the descriptors open meanwhile. False where another user committed the file: all is there."""
         with self._lock:
             if self._committed:
                 yield False

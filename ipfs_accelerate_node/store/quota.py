@@ -115,6 +115,10 @@ class Ledger:
                 room = min(room, self.quota_bytes - self.used_bytes())
             return room
 
+    @property
+    def transferring(self) -> bool:
+        return bool(self._reservations)
+
     def guards(self, touched_s: float) -> bool:
         """Whether a file that was asked for then (monotonic clock) may be counted on by a transfer under way: it may
         have looked just before it reserved."""

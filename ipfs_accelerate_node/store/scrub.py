@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable
 
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.plan import Leaf
 from ipfs_accelerate_node.errors import StorageError
 from ipfs_accelerate_node.store import disk
+from ipfs_accelerate_node.store.digests import Digests
 from ipfs_accelerate_node.store.index import FileRow, Index
 from ipfs_accelerate_node.store.layout import Layout
 from ipfs_accelerate_node.store.models import Models
+from ipfs_accelerate_node.store.sidecar import is_known
 from ipfs_accelerate_node.store.types import CorruptFile, VerifyReport
 
 
 class Scrub:
     """Runs beside readers and writers; a file that is evicted meanwhile is passed over."""
 
-    def __init__(self, layout: Layout, index: Index, models: Models) -> None:
+    def __init__(self, layout: Layout, index: Index, models: Models, digests: Digests) -> None:
         self._layout = layout
         self._index = index
         self._models = models
+        self._digests = digests
         self._progress: Callable[[int], None] = lambda _: None
 
     def run(self, root: Cid | None, progress: Callable[[int], None] | None) -> VerifyReport:
@@ -82,7 +85,7 @@ class Scrub:
                 return f"it has {found.st_size} bytes, not {row.size}", 0
             if inode in inodes:  # equal bytes under another CID: hashed already, by that one's leaves
                 return inodes[inode], 0
-            reason = self._check_leaves(fd, self._index.leaves_of(row.id), before)
+            reason = self._check_leaves(fd, row, before)
             inodes[inode] = reason
             return reason, row.size
         except OSError as exc:
@@ -90,12 +93,18 @@ class Scrub:
         finally:
             os.close(fd)
 
-    def _check_leaves(self, fd: int, leaves: list[Leaf], before: int) -> str | None:
-        for leaf in leaves:
+    def _check_leaves(self, fd: int, row: FileRow, before: int) -> str | None:
+        """A file that was not hashed as a whole yet is, as its bytes are read anyway."""
+        sha256 = None if is_known(row.sha256) else hashlib.sha256()
+        for leaf in self._index.leaves_of(row.id):
             payload = disk.read_exactly(fd, leaf.length, leaf.offset)
             if not leaf.cid.matches(leaf.wrap(payload)):
                 return f"bytes {leaf.offset} to {leaf.offset + leaf.length} are not {leaf.cid}"
+            if sha256:
+                sha256.update(payload)
             self._progress(before + leaf.offset + leaf.length)
+        if sha256:
+            self._digests.learned(row.cid, sha256.digest())
         return None
 
     def _unreadable(self, exc: OSError, row: FileRow) -> str:

@@ -15,6 +15,7 @@ from ipfs_accelerate_node.store.types import Provenance
 
 LABEL_LIMIT_BYTES = 1 << 20
 PLAN_LIMIT_BYTES = 1 << 32
+LATER = b"?"  # what a stand-in for a sha256 begins with; a version 1 CID follows
 _PLAN_MAGIC = b"ian-plan 1\n"
 
 
@@ -37,13 +38,28 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Hashes:
-    """Of a whole file."""
+    """Of a whole file. sha256: 32 bytes; or, of a file that was not hashed as a whole yet, a longer stand-in that no
+    other file has, so that equal ones mean equal bytes either way. git_sha1: empty for a file too large for git."""
 
     sha256: bytes
     git_sha1: bytes
 
+    @classmethod
+    def later(cls, file: Cid) -> Hashes:
+        """Of a file whose hash as a whole is still to be computed."""
+        return cls(LATER + bytes(file.canonical), b"")
+
+    @property
+    def known(self) -> bool:
+        return is_known(self.sha256)
+
 
 _ABSENT = Hashes(b"", b"")
+
+
+def is_known(sha256: bytes) -> bool:
+    """Whether it is one, and no stand-in."""
+    return len(sha256) == 32
 
 
 class _LabelFile(msgspec.Struct, forbid_unknown_fields=False):

@@ -13,6 +13,7 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf, ModelPlan
 from ipfs_accelerate_node.errors import BadRequest, NodeError, NotFound
 from ipfs_accelerate_node.store import disk, reading
+from ipfs_accelerate_node.store.digests import Digests
 from ipfs_accelerate_node.store.eviction import Eviction
 from ipfs_accelerate_node.store.failpoints import Failpoints
 from ipfs_accelerate_node.store.index import Index
@@ -26,7 +27,7 @@ from ipfs_accelerate_node.store.reading import Scope
 from ipfs_accelerate_node.store.rebuild import Reconciliation, open_index
 from ipfs_accelerate_node.store.record import recorded
 from ipfs_accelerate_node.store.scrub import Scrub
-from ipfs_accelerate_node.store.sidecar import Label
+from ipfs_accelerate_node.store.sidecar import Hashes, Label
 from ipfs_accelerate_node.store.source_records import SourceRecords
 from ipfs_accelerate_node.store.types import (
     GcReport,
@@ -61,6 +62,9 @@ class Store:
         self.blobs = self._models.blobs
         self._partials = Partials(layout, self.blobs, self._ledger, fail, self._models.quarantine)
         self.source_records = SourceRecords(index)
+        self.hashing = Digests(index, self._models, self._lock)
+        self.blobs.may_equal, self.blobs.hash_alike = self.hashing.distinguish, self.hashing.hash_alike
+        self.blobs.on_unhashed = lambda: self.hashing.on_unhashed()
         self.underway = Underway(index, self._models, self._partials)
         eviction = Eviction(index, self._models, self._partials)
         self._eviction = eviction
@@ -220,7 +224,7 @@ class Store:
 
         progress: called with the bytes checked so far. Raises NotFound.
         """
-        return Scrub(self.layout, self._index, self._models).run(root, progress)
+        return Scrub(self.layout, self._index, self._models, self.hashing).run(root, progress)
 
     # room
 
@@ -307,8 +311,22 @@ class Store:
         return self.blobs.file(cid, public_only=public_only)
 
     def of_oid(self, oid: bytes, size: int, *, public_only: bool = False) -> StoredFile | None:
-        """A whole file by what Hugging Face calls its oid: sha256, or git's blob sha1. public_only: as `file`."""
-        return self.blobs.of_oid(oid, size, public_only=public_only)
+        """A whole file by what Hugging Face calls its oid: sha256, or git's blob sha1. public_only: as `file`. Hashes
+        files of that size that were not hashed as a whole yet."""
+        found = self.blobs.of_oid(oid, size, public_only=public_only)
+        if found is None and len(oid) == 32 and self.hashing.of_size(size):
+            found = self.blobs.of_oid(oid, size, public_only=public_only)
+        return found
+
+    def digests(self, cid: Cid) -> Hashes:
+        """sha256 and git's sha1 (empty over 16 MiB) of a whole file; hashes it now if that was left for later. Raises
+        NotFound."""
+        return self.hashing.of(cid)
+
+    @property
+    def transferring(self) -> bool:
+        """Whether anybody brings files."""
+        return self._ledger.transferring
 
     def leaves(self, cid: Cid) -> list[Leaf]:
         """Of a whole file, in file order; none if it is not here."""

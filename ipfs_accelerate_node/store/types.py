@@ -78,14 +78,14 @@ class StoredModel:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A verified file. sha256: of the bytes; git_sha1: of git's blob object (both are what Hugging Face calls an oid),
-    empty for a file of more than 16 MiB, which the Hub never keeps in git.
-    public: some public model holds it."""
+    """A verified file. sha256: of the bytes, None while it was not hashed as a whole (`Store.digests` does it at once);
+    git_sha1: of git's blob object (both are what Hugging Face calls an oid), empty for a file of more than 16 MiB,
+    which the Hub never keeps in git. public: some public model holds it."""
 
     cid: Cid
     path: Path
     size: int
-    sha256: bytes
+    sha256: bytes | None
     git_sha1: bytes
     public: bool
 
