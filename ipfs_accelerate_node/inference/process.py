@@ -21,9 +21,9 @@ _PACKAGE_PARENT = str(Path(ipfs_accelerate_node.__file__).resolve().parent.paren
 _END_S = 2.0  # how long a worker that was hung up on may take to end
 _LAST_WORDS_BYTES = 2000
 
-# oneDNN, inside of OpenVINO, keeps 1,024 kernels of shapes seen before beside those that OpenVINO keeps: 130 MB over a
-# few thousand shapes, for nothing.
-ONEDNN_KERNELS_KEPT = 100
+# oneDNN, inside of OpenVINO, keeps kernels of shapes seen before beside those that OpenVINO keeps. By its own limit of
+# 1,024 they come to 150 MB; with none, 120 short shapes in turn take about a tenth longer in bf16.
+ONEDNN_KERNELS_KEPT = 500
 
 
 def worker_environment(threads: int, kind: str = "torch") -> dict[str, str]:
