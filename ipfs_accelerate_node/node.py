@@ -28,7 +28,6 @@ from ipfs_accelerate_node.content.reference import (
     check_model_name,
 )
 from ipfs_accelerate_node.errors import Loading, NotFound
-from ipfs_accelerate_node.fetch.hub import drop_staged
 from ipfs_accelerate_node.fetch.hf_cache.hydrate import Hydration
 from ipfs_accelerate_node.fetch.hf_cache.importing import Importing
 from ipfs_accelerate_node.fetch.hf_cache.watch import LinkWatch
@@ -224,10 +223,9 @@ class Node:
     async def gc(self) -> GcReport:
         """Deletes everything that is neither pinned nor in use, with its converted forms, and what failed fetches left
         behind."""
-        staged_bytes = await asyncio.to_thread(drop_staged, self.store)
         report = await asyncio.to_thread(self.store.gc)
         converted_bytes = await asyncio.to_thread(self._drop_artefacts)
-        return replace(report, freed_bytes=report.freed_bytes + staged_bytes + converted_bytes)
+        return replace(report, freed_bytes=report.freed_bytes + converted_bytes)
 
     def _drop_artefacts(self) -> int:
         """Converted forms of models that are not in the store any more; bytes freed."""

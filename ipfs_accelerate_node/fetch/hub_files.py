@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import glob
 import logging
-import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -25,7 +24,7 @@ from ipfs_accelerate_node.errors import (
     UnsafeContent,
 )
 from ipfs_accelerate_node.fetch.engine import Fetcher
-from ipfs_accelerate_node.fetch.hub import Part, deliver, staging
+from ipfs_accelerate_node.fetch.hub_receive import Receiver, reserved
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.sources import Source
@@ -33,7 +32,7 @@ from ipfs_accelerate_node.sources.hub import HubSource
 from ipfs_accelerate_node.sources.hub_answers import TreeEntry
 from ipfs_accelerate_node.sources.hub_snapshot import Traffic
 from ipfs_accelerate_node.store import Provenance, Store, StoredFile, StoredModel
-from ipfs_accelerate_node.store.single import empty, in_profile, take_over
+from ipfs_accelerate_node.store.single import empty, in_profile
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +50,15 @@ class HubFiles:
         store: Store,
         shelf: HubShelf,
         fetcher: Fetcher,
+        receiver: Receiver,
         source_for: SourceFor,
         nearby: Nearby,
         landed: Landed,
     ) -> None:
         self._store = store
         self._fetcher = fetcher
+        self._receiver = receiver
+        self._emptying = asyncio.Lock()
         self._shelf = shelf
         self._source_for = source_for
         self._nearby = nearby
@@ -105,23 +107,15 @@ class HubFiles:
 
     async def _from_hub(self, kept: KeptCommit, entry: TreeEntry, token: str | None) -> StoredFile:
         traffic = Traffic()
-        file = entry.file
-        reservation = await asyncio.to_thread(self._store.reserve, file.size)
-        with reservation, staging(self._store, file.oid) as folder:
+        async with reserved(self._store, 0):  # it is no litter until its caller has looked
             async with self._source_for(token) as hub:
-                part = Part(file, folder / "file")
-                try:
-                    await asyncio.to_thread(part.open)
-                    await deliver(hub, kept.snapshot, part, traffic, lambda _: None)
-                finally:
-                    part.close()
-            stored = await asyncio.to_thread(take_over, self._store, folder / "file", reservation)
+                stored = await self._receiver.bring(hub, kept.snapshot, entry.file, traffic)
             if any(other.size == 0 for other in kept.shown()):  # clients make those themselves
-                await asyncio.to_thread(empty, self._store, folder)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        log.info("hub.file repo=%s path=%s bytes=%d", kept.repo, entry.path, traffic.bytes)
-        await asyncio.to_thread(self._shelf.note_cids, kept.of_repo, kept.commit, {entry.path: str(stored.cid)})
-        model = await asyncio.to_thread(self._assembled, kept)
+                async with self._emptying:
+                    await in_thread(empty, self._store)
+            log.info("hub.file repo=%s path=%s bytes=%d", kept.repo, entry.path, traffic.bytes)
+            await in_thread(self._shelf.note_cids, kept.of_repo, kept.commit, {entry.path: str(stored.cid)})
+            model = await in_thread(self._assembled, kept)
         if model is not None:
             self._landed(model)
         return stored

@@ -21,6 +21,7 @@ from ipfs_accelerate_node.errors import AuthRequired, InvalidConfig, NodeError, 
 from ipfs_accelerate_node.fetch.flights import Flights
 from ipfs_accelerate_node.fetch.hub_claims import Claims
 from ipfs_accelerate_node.fetch.hub_files import HubFiles
+from ipfs_accelerate_node.fetch.hub_nearby import Nearby
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.pins import Pins
 from ipfs_accelerate_node.fetch.seeder import Seeder
@@ -57,9 +58,10 @@ class HubMirror:
         self._seeder = seeder
         self._group = group
         self._config = config
-        self._files = HubFiles(store, shelf, pins.fetcher, self._source, self._nearby, self._landed)
+        self._files = HubFiles(store, shelf, pins.fetcher, pins.receiver, self._source, self._nearby, self._landed)
         self._origins = pins.origins
         self._claims = Claims(config.peers)
+        self.nearby = pins.nearby = Nearby(store, pins.fetcher, self._claims, pins.open_nearby, pins.discover)
         self._answers: Flights[tuple[HubRepo, str, str | None], KeptCommit] = Flights(group)
         self._transfers: Flights[str, StoredFile] = Flights(group, linger_s=LINGER_S)
         self._down_until = 0.0

@@ -14,6 +14,7 @@ from typing import Literal
 
 from ipfs_accelerate_node.content.reference import RootRef, parse_reference
 from ipfs_accelerate_node.errors import BadRequest, Problem
+from ipfs_accelerate_node.fetch.hub_chain import ChainStep
 from ipfs_accelerate_node.fetch.outcome import SourceNow
 from ipfs_accelerate_node.store.types import SourceFailure, SourceShare
 
@@ -28,7 +29,7 @@ class Receipt:
     bytes_total: of the files that were asked for; bytes_copied: leaves that other stored files hold, or that came from
     the local disk; what is in neither that nor bytes_fetched was here. failures: what sources did wrong. seed_note: why
     the model is not seeded, or anything the user should know about how. absent_files: files of the model that are not
-    here, because nobody asked for them.
+    here, because nobody asked for them. chain: how a reference to the Hub was followed, each step with its outcome.
     """
 
     root: str
@@ -45,6 +46,7 @@ class Receipt:
     reference: str
     failures: tuple[SourceFailure, ...] = ()
     absent_files: int = 0
+    chain: tuple[ChainStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

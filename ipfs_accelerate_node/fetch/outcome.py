@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import ModelPlan
+from ipfs_accelerate_node.fetch.hub_chain import ChainStep
 
 if TYPE_CHECKING:
     from ipfs_accelerate_node.store.types import SourceFailure, SourceShare, StoredModel
@@ -45,6 +46,7 @@ class Fetched:
     nodes: every node block of the plan, for seeding. bytes_fetched came from sources, bytes_copied from files that were
     here; together with what an earlier try left they make bytes_total. already_here: nothing was asked of anyone.
     failures: what each source did wrong that lied, stalled or broke off, though others then finished the job.
+    chain: how a reference to the Hub was followed.
     """
 
     model: StoredModel
@@ -57,3 +59,4 @@ class Fetched:
     sources: tuple[SourceShare, ...]
     already_here: bool
     failures: tuple[SourceFailure, ...] = ()
+    chain: tuple[ChainStep, ...] = ()

@@ -24,6 +24,8 @@ from ipfs_accelerate_node.content.selection import is_meant, refuse_parts_of_hub
 from ipfs_accelerate_node.errors import BadRequest, NodeError, NotFound, Unavailable, problem
 from ipfs_accelerate_node.fetch.engine import Fetcher
 from ipfs_accelerate_node.fetch.hub import fetch_hub
+from ipfs_accelerate_node.fetch.hub_nearby import Nearby
+from ipfs_accelerate_node.fetch.hub_receive import Receiver
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf
 from ipfs_accelerate_node.fetch.jobs import JobBoard, PinJob, Receipt
 from ipfs_accelerate_node.fetch.origins import Discover, Origins
@@ -71,6 +73,7 @@ class Pins:
         by_peer_id: Callable[[str], Source] | None = None,
     ) -> None:
         self.shelf: HubShelf | None = None  # what the Hub says of what is fetched is kept there
+        self.nearby: Nearby | None = None  # who else may have what is on the Hub
         self._config = config
         self._store = store
         self._kubo = kubo
@@ -79,6 +82,8 @@ class Pins:
         self.fetcher = Fetcher(store)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.origins = Origins(config, store, kubo, self._ready_kubo, discover=discover, by_peer_id=by_peer_id)
+        self.receiver = Receiver(store)
+        self.discover = discover
         self.jobs = JobBoard()
         self._surveyor = Surveyor(store, self.origins, self.fetcher.resolve, self.hub)
 
@@ -214,7 +219,15 @@ class Pins:
                 refuse_parts_of_hub(wish.only)
                 async with self.hub() as hub:
                     return await fetch_hub(
-                        self._store, hub, repo, revision, name=wish.name, progress=progress, shelf=self.shelf
+                        self._store,
+                        hub,
+                        repo,
+                        revision,
+                        name=wish.name,
+                        progress=progress,
+                        shelf=self.shelf,
+                        receiver=self.receiver,
+                        nearby=self.nearby,
                     )
             case _:
                 raise NotFound(
@@ -231,6 +244,12 @@ class Pins:
             stall_timeout_s=config.stall_timeout_s,
             first_byte_timeout_s=config.first_byte_timeout_s,
         )
+
+    def open_nearby(self, stack: AsyncExitStack, everyone: bool) -> list[Source]:
+        """Peers that are configured; all others only for want of the Hub, which mostly is faster than a search."""
+        if everyone:
+            return self.origins.open(stack, None)
+        return [source for peer in self._config.peers for source in self.origins.open(stack, peer)]
 
     async def _ready_kubo(self) -> KuboClient:
         """Raises Unavailable."""
@@ -265,4 +284,5 @@ def receipt(
         reference=reference or str(model.root),
         failures=fetched.failures if fetched else (),
         absent_files=model.absent_files,
+        chain=fetched.chain if fetched else (),
     )

@@ -15,7 +15,7 @@ from ipfs_accelerate_node.content.reference import HubRef, MockRef, Reference, R
 from ipfs_accelerate_node.content.selection import refuse_parts_of_hub, selected
 from ipfs_accelerate_node.errors import BadRequest, NotFound
 from ipfs_accelerate_node.fetch.experience import told
-from ipfs_accelerate_node.fetch.hub import same_bytes, staging_folder, stored_commit
+from ipfs_accelerate_node.fetch.hub import same_bytes, stored_commit
 from ipfs_accelerate_node.fetch.inquiry import Answer, Inquiry
 from ipfs_accelerate_node.fetch.origins import Origins
 from ipfs_accelerate_node.fetch.threads import in_thread
@@ -209,11 +209,10 @@ class Surveyor:
 
     def _of_oids(self, snapshot: Snapshot) -> tuple[PlannedFile, ...]:
         """Files of the Hub: what is stored with the same bytes, and what an earlier try left of them."""
-        folder = staging_folder(self._store, f"{snapshot.repo}@{snapshot.commit}")
         planned = []
         for file in snapshot.files:
             stored = same_bytes(self._store, snapshot, file)
-            left = 0 if stored is not None else min(file.size, _size_of(folder.joinpath(*file.path.split("/"))))
+            left = 0 if stored is not None else self._store.unnamed.brought(file.oid, file.size)
             copyable = file.size if stored is not None else 0
             cid = None if stored is None else stored.cid
             planned.append(PlannedFile(file.path, cid, file.size, False, left, copyable))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import quote
@@ -18,9 +18,10 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
+from ipfs_accelerate_node.content.cid import Buffer
 from ipfs_accelerate_node.content.names import check_tree
 from ipfs_accelerate_node.errors import AuthRequired, InvalidConfig, NodeError, NotFound, SourceUnavailable
-from ipfs_accelerate_node.sources.guard import AddressRefused, Guard, Origin, literal
+from ipfs_accelerate_node.sources.guard import Guard, Origin, literal
 from ipfs_accelerate_node.sources.hub_answers import (
     HOP_HEADER,
     INVALID_TOKEN,
@@ -32,6 +33,7 @@ from ipfs_accelerate_node.sources.hub_answers import (
     bad_source,
     refusal,
 )
+from ipfs_accelerate_node.sources.hub_body import begins, named_errors, runs
 from ipfs_accelerate_node.sources.hub_names import (
     DEFAULT_REVISION,
     HubRepo,
@@ -43,13 +45,10 @@ from ipfs_accelerate_node.sources.hub_snapshot import Snapshot, Traffic
 T = TypeVar("T")
 
 MAX_HOPS = 3
-CHUNK_BYTES = 1 << 20
-MIN_PROGRESS_BYTES = 16 << 10  # within stall_timeout_s, or the transfer counts as stalled
 ATTEMPTS = 4
 RETRY_AFTER_CAP_S = 60.0
 
 _ETAG = re.compile(r'"?([0-9a-f]{64}|[0-9a-f]{40})"?')
-_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PASSING = frozenset({"rate_limited", "source_unavailable", "truncated", "stalled"})  # worth another attempt
 
@@ -198,11 +197,11 @@ class HubSource:
     async def admits(self, snapshot: Snapshot, file: HubFile) -> None:
         """Asks for the head of a file only: raises what the Hub refuses this token with, else SourceUnavailable."""
         self._check_online()
-        with self._named_errors(file):
+        with named_errors(self.name, file):
             async with asyncio.timeout(self._first_byte_s):
                 assert self._session is not None, "entered"
                 url = self._file_url(snapshot, file)
-                response = await self._session.head(url, headers=self._headers(url, 0), allow_redirects=False)
+                response = await self._session.head(url, headers=self._headers(url), allow_redirects=False)
                 response.release()
         self._check_first(response, snapshot, file)
 
@@ -215,48 +214,38 @@ class HubSource:
 
     @asynccontextmanager
     async def open(
-        self, snapshot: Snapshot, file: HubFile, start: int, traffic: Traffic
-    ) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
-        """Bytes of file from start, NOT verified, as (offset they really begin at, runs of up to CHUNK_BYTES).
+        self, snapshot: Snapshot, file: HubFile, start: int, traffic: Traffic, *, stop: int | None = None
+    ) -> AsyncIterator[tuple[int, AsyncIterator[Buffer]]]:
+        """Bytes of file from start to stop (None: its end), NOT verified, as (offset they really begin at, runs of up
+        to CHUNK_BYTES).
 
         The offset is 0 when the server knows no ranges, or refuses this one. Raises NotFound, AuthRequired and
-        SourceUnavailable, here and while the runs are read.
+        SourceUnavailable (code no_ranges, range_refused), here and while the runs are read.
         """
         self._check_online()
-        with self._named_errors(file):
+        ends = file.size if stop is None else stop
+        with named_errors(self.name, file):
             async with asyncio.timeout(self._first_byte_s):
-                response = await self._get(snapshot, file, start, traffic)
+                response = await self._get(snapshot, file, (start, ends), traffic)
         try:
             if response.status == 416:
                 raise bad_source(self.name, f"has no byte {start} of {file.path}", code="range_refused")
-            begins = self._begins(response, file, start)
-            yield begins, self._runs(response, file, file.size - begins, traffic)
+            at = begins(self.name, response, file, start, ends)
+            async with aclosing(runs(self.name, response, file, ends - at, traffic, self._stall_s)) as body:
+                yield at, body
         finally:
             response.close()
 
-    @contextmanager
-    def _named_errors(self, file: HubFile) -> Iterator[None]:
-        try:
-            yield
-        except TimeoutError as exc:
-            raise bad_source(self.name, f"did not go on in time with {file.path}", code="stalled") from exc
-        except aiohttp.ClientSSLError as exc:
-            raise bad_source(self.name, "has no valid TLS certificate", code="tls_error") from exc
-        except aiohttp.ClientPayloadError as exc:
-            raise bad_source(self.name, f"broke off within {file.path}", code="truncated") from exc
-        except (aiohttp.ClientError, OSError) as exc:
-            if isinstance(exc, AddressRefused) or isinstance(exc.__cause__, AddressRefused):
-                raise bad_source(self.name, "leads to an address that is refused", code="redirect_refused") from exc
-            reason = f"cannot be reached ({type(exc).__name__})"
-            raise bad_source(self.name, reason, code="source_unavailable") from exc
-
-    async def _get(self, snapshot: Snapshot, file: HubFile, start: int, traffic: Traffic) -> aiohttp.ClientResponse:
+    async def _get(
+        self, snapshot: Snapshot, file: HubFile, span: tuple[int, int], traffic: Traffic
+    ) -> aiohttp.ClientResponse:
         """The answer that has the bytes, after at most MAX_HOPS redirects."""
         assert self._session is not None, "entered"
         url = self._file_url(snapshot, file)
+        asked = _range_header(span, file.size)
         for hop in range(MAX_HOPS + 1):
             traffic.requests += 1
-            response = await self._session.get(url, headers=self._headers(url, start), allow_redirects=False)
+            response = await self._session.get(url, headers={**self._headers(url), **asked}, allow_redirects=False)
             try:
                 if hop == 0:
                     self._check_first(response, snapshot, file)
@@ -274,10 +263,8 @@ class HubSource:
         repo = HubRepo(snapshot.repo, snapshot.kind)
         return self._upstream.url(f"{repo.path}/resolve/{snapshot.commit}/{quote(file.path, safe='/')}")
 
-    def _headers(self, url: URL, start: int) -> dict[str, str]:
+    def _headers(self, url: URL) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "User-Agent": "ipfs-accelerate-node"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
         if Origin.of(url) == self._upstream:
             headers[HOP_HEADER] = "1"
             if self._token is not None:
@@ -325,58 +312,17 @@ class HubSource:
             raise bad_source(self.name, f"redirects from https down to {origin}", code="redirect_refused")
         return target
 
-    def _begins(self, response: aiohttp.ClientResponse, file: HubFile, start: int) -> int:
-        """0 or start: where the body begins. Raises for a part of something else."""
-        begins = 0
-        if response.status == 206:
-            match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if match is None or tuple(map(int, match.groups())) != (start, file.size - 1, file.size):
-                raise bad_source(self.name, f"sent another part of {file.path}", code="range_refused")
-            begins = start
-        length = response.headers.get("Content-Length")
-        if length is not None and length != str(file.size - begins):
-            raise bad_source(self.name, f"has {file.path} with {length[:20]!a} bytes, expected {file.size - begins}")
-        return begins
-
-    async def _runs(
-        self, response: aiohttp.ClientResponse, file: HubFile, expected: int, traffic: Traffic
-    ) -> AsyncIterator[bytes]:
-        failure: Exception | None = None
-        while failure is None:
-            run, failure = await self._run(response)
-            traffic.bytes += len(run)
-            expected -= len(run)
-            if expected < 0:
-                raise bad_source(self.name, f"sends more than the {file.size} bytes of {file.path}")
-            if run:
-                yield run
-            elif failure is None:
-                break
-        if failure is not None:
-            with self._named_errors(file):
-                raise failure
-        if expected:
-            raise bad_source(self.name, f"broke off within {file.path}", code="truncated")
-
-    async def _run(self, response: aiohttp.ClientResponse) -> tuple[bytes, Exception | None]:
-        """Up to CHUNK_BYTES and a little, less at the end or before a failure; nothing and no failure at the end. A
-        source that only drips has stalled."""
-        loop = asyncio.get_running_loop()
-        run, marked = bytearray(), 0
-        try:
-            async with asyncio.timeout(self._stall_s) as patience:
-                while len(run) < CHUNK_BYTES and (part := await response.content.readany()):
-                    run += part
-                    if len(run) - marked >= MIN_PROGRESS_BYTES:
-                        marked = len(run)
-                        patience.reschedule(loop.time() + self._stall_s)
-        except (aiohttp.ClientError, OSError) as exc:  # a TimeoutError is an OSError
-            return bytes(run), exc
-        return bytes(run), None
-
 
 def _is_loopback(origin: Origin) -> bool:
     address = literal(origin.host)
     return origin.host == "localhost" or (
         isinstance(address, ipaddress.IPv4Address | ipaddress.IPv6Address) and address.is_loopback
     )
+
+
+def _range_header(span: tuple[int, int], size: int) -> dict[str, str]:
+    """The end is named only where it is not the file's."""
+    start, stop = span
+    if stop < size:
+        return {"Range": f"bytes={start}-{stop - 1}"}
+    return {"Range": f"bytes={start}-"} if start else {}

@@ -9,6 +9,7 @@ from ipfs_accelerate_node.store.index import Index
 from ipfs_accelerate_node.store.models import Models
 from ipfs_accelerate_node.store.partials import Partials
 from ipfs_accelerate_node.store.types import GcReport, StoredModel
+from ipfs_accelerate_node.store.unnameds import Unnameds
 
 log = logging.getLogger(__name__)
 
@@ -16,10 +17,11 @@ log = logging.getLogger(__name__)
 class Eviction:
     """Never takes what is pinned, in use, or being brought by someone. Callers hold the store's lock."""
 
-    def __init__(self, index: Index, models: Models, partials: Partials) -> None:
+    def __init__(self, index: Index, models: Models, partials: Partials, unnamed: Unnameds) -> None:
         self._index = index
         self._models = models
         self._partials = partials
+        self._unnamed = unnamed
 
     def evictable_bytes(self) -> int:
         """What `evict` could free at most: files all of whose models may go count once, as one inode."""
@@ -30,7 +32,7 @@ class Eviction:
         loose = {row.sha256: row.size for row in self._models.blobs.loose()}
         freed = {sha: size for root in going for sha, size in self._bytes_of(root)}
         files = sum(int(size) for sha, size in {**loose, **freed}.items() if sha not in kept)
-        return files + self._partials.resting_bytes()
+        return files + self._partials.resting_bytes() + self._unnamed.resting_bytes()
 
     def evict(self, needed_bytes: int) -> int:
         """Frees at least so much if that is possible. Returns the bytes freed."""
@@ -46,6 +48,8 @@ class Eviction:
             freed += self._models.blobs.drop(row)
         if freed < needed_bytes:
             freed += self._partials.drop_resting(needed_bytes - freed)
+        if freed < needed_bytes:
+            freed += self._unnamed.drop_resting(needed_bytes - freed)
         return freed
 
     def collect(self) -> GcReport:
@@ -56,7 +60,7 @@ class Eviction:
             freed += self._models.remove(model.root)
             removed.append(model.root)
         freed += sum(self._models.blobs.drop(row) for row in self._models.blobs.loose())
-        freed += self._partials.drop_resting()
+        freed += self._partials.drop_resting() + self._unnamed.drop_resting()
         if not self._partials.is_open():
             self._index.run("DELETE FROM nodes WHERE NOT EXISTS(SELECT 1 FROM model_nodes WHERE node=nodes.id)")
         return GcReport(tuple(removed), freed)

@@ -121,7 +121,9 @@ class Hasher:
         if os.pread(fd, 1, size):
             raise changed()
         self._drain()
-        return HashedFile(size, _leaves(digests, size), Hashes(sha256.digest(), git_sha1.digest() if git_sha1 else b""))
+        return HashedFile(
+            size, leaves_of(digests, size), Hashes(sha256.digest(), git_sha1.digest() if git_sha1 else b"")
+        )
 
     def _drain(self) -> None:
         """Waits until every thread has done what was queued."""
@@ -172,7 +174,8 @@ def _fill(fd: int, view: memoryview, offset: int) -> int:
     return have
 
 
-def _leaves(digests: list[bytes], size: int) -> tuple[Leaf, ...]:
+def leaves_of(digests: list[bytes], size: int) -> tuple[Leaf, ...]:
+    """digests: sha256 of each leaf of a file of that size, in order."""
     head = bytes((SHA2_256, 32))
     if not digests:
         return (Leaf(Cid.of(b""), 0, 0),)

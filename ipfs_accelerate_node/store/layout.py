@@ -15,7 +15,7 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import AlreadyRunning, InvalidCid, StorageError
 from ipfs_accelerate_node.store import disk
 
-SUBDIRECTORIES = ("blobs", "models", "partial", "quarantine")
+SUBDIRECTORIES = ("blobs", "models", "partial", "quarantine", "unnamed")
 
 
 @dataclass(slots=True)
@@ -28,6 +28,7 @@ class Layout:
     models: int
     partial: int
     quarantine: int
+    unnamed: int
 
     @classmethod
     def open(cls, root: Path) -> Layout:

@@ -5,8 +5,8 @@ It counts as a file of no model: kept until room is needed or `gc`, unless a com
 
 from __future__ import annotations
 
+import hashlib
 import os
-from pathlib import Path
 
 from ipfs_accelerate_node.content.build import BuiltFile, file_dag
 from ipfs_accelerate_node.content.cid import Cid
@@ -14,43 +14,22 @@ from ipfs_accelerate_node.content.plan import FilePlan
 from ipfs_accelerate_node.errors import NotFound
 from ipfs_accelerate_node.store import disk
 from ipfs_accelerate_node.store.blobs import Incoming
-from ipfs_accelerate_node.store.hashing import HashedFile, Hasher
-from ipfs_accelerate_node.store.quota import Reservation
+from ipfs_accelerate_node.store.hashing import HashedFile, Hasher, leaves_of
 from ipfs_accelerate_node.store.store import Store
 from ipfs_accelerate_node.store.types import StoredFile
+from ipfs_accelerate_node.store.unnamed import store_all
+
+EMPTY_OID = hashlib.sha256(b"").hexdigest()
 
 
-def take_over(store: Store, path: Path, reservation: Reservation) -> StoredFile:
-    """A file on the store's device that is whole and synced: hashed, then moved in. reservation: holds its size.
-
-    Raises BadRequest (code source_changed), StorageError. Blocks.
-    """
-    with disk.storing(f"cannot store {path.name}"):
-        folder = disk.open_directory(path.parent)
-        try:
-            fd = disk.open_read(path.name, dir_fd=folder)
-            try:
-                hashed = _hashed(fd)
-                os.fchmod(fd, 0o400)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            file = file_dag(hashed.leaves)
-            incoming = Incoming(_plan(file), hashed.hashes, path.name, folder)
-            store.blobs.admit([incoming], landed=lambda: reservation.spend(file.size))
-        finally:
-            os.close(folder)
-    return _found(store, file.cid)
-
-
-def empty(store: Store, folder: Path) -> StoredFile:
-    """The file without a byte, which nobody need send. folder: of the caller alone, on the store's device. Blocks."""
-    with disk.storing("cannot store an empty file"):
-        path = folder / "empty"
-        path.unlink(missing_ok=True)
-        path.touch(mode=0o600)
-    with store.reserve(0) as reservation:
-        return take_over(store, path, reservation)
+def empty(store: Store) -> StoredFile:
+    """The file without a byte, which nobody need send. Blocks. Raises Conflict while another does the same."""
+    stored = store.of_oid(bytes.fromhex(EMPTY_OID), 0)
+    if stored is not None:
+        return stored
+    with store.reserve(0) as reservation, store.unnamed.open(EMPTY_OID, 0, reservation) as file:
+        store_all([file])
+    return _found(store, file_dag(leaves_of([], 0)).cid)
 
 
 def in_profile(store: Store, cid: Cid) -> BuiltFile:

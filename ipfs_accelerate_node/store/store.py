@@ -38,6 +38,7 @@ from ipfs_accelerate_node.store.types import (
     VerifyReport,
 )
 from ipfs_accelerate_node.store.underway import Underway
+from ipfs_accelerate_node.store.unnameds import Unnameds
 
 MAX_NAME_LETTERS = 200
 
@@ -61,12 +62,13 @@ class Store:
         self._models = Models(layout, index, self._lock, fail)
         self.blobs = self._models.blobs
         self._partials = Partials(layout, self.blobs, self._ledger, fail, self._models.quarantine)
+        self.unnamed = Unnameds(layout, self.blobs, self._ledger, fail)
         self.source_records = SourceRecords(index)
         self.hashing = Digests(index, self._models, self._lock)
         self.blobs.may_equal, self.blobs.hash_alike = self.hashing.distinguish, self.hashing.hash_alike
         self.blobs.on_unhashed = lambda: self.hashing.on_unhashed()
         self.underway = Underway(index, self._models, self._partials)
-        eviction = Eviction(index, self._models, self._partials)
+        eviction = Eviction(index, self._models, self._partials, self.unnamed)
         self._eviction = eviction
         self._ledger.evictable, self._ledger.evict = eviction.evictable_bytes, eviction.evict
         self.blobs.guarded = self._ledger.guards
@@ -87,6 +89,8 @@ class Store:
             index = open_index(layout)
             store = cls(layout, owner, index, quota_bytes, Failpoints(failpoints))
             Reconciliation(layout, index, store._models, store._partials).run()
+            with disk.storing("cannot look through unnamed files"):
+                store.unnamed.scan()
         except NodeError:
             if index is not None:
                 index.close()
@@ -101,6 +105,7 @@ class Store:
             if self.layout.root_fd < 0:
                 return
             self._partials.close()
+            self.unnamed.close()
             self._index.close()
             self.layout.close()
             self._owner.release()
