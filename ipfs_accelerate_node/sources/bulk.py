@@ -10,6 +10,7 @@ Owns: the transport, between `_Rest` being set and its last byte (or `connection
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator
 
@@ -17,6 +18,7 @@ import aiohttp
 
 PIECE_BYTES = 1 << 20  # as large as a leaf of our own models
 MIN_BYTES = 512 << 10  # of what is still to come; below it the handover costs more than it saves
+_PIECES_KEPT = 16  # whose memory one body uses again and again
 _PIECES_AHEAD = 3  # complete ones that wait for the caller; then the connection is not read any more
 _TICK_S = 0.25  # how long a part of a piece waits for the rest before it is handed out
 
@@ -29,11 +31,29 @@ class Stalled(Exception):
         self.received = received
 
 
+class _Memory:
+    """Whole pieces, each used again once its callers have dropped it: for fresh memory the kernel and the interpreter
+    clear it first, a quarter of a second for a GiB."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytearray] = []
+
+    def piece(self) -> memoryview:
+        for piece in self._pieces:
+            if sys.getrefcount(piece) <= 3:  # the list, this loop, and the call: no view of it, or of a part, is left
+                return memoryview(piece)
+        fresh = bytearray(PIECE_BYTES)
+        if len(self._pieces) < _PIECES_KEPT:
+            self._pieces.append(fresh)
+        return memoryview(fresh)
+
+
 class _Rest(asyncio.BufferedProtocol):
     """Takes left bytes off a transport, then hands it back to owner."""
 
     def __init__(self, owner: asyncio.Protocol, transport: asyncio.Transport, left: int, begun: bytearray) -> None:
         self._owner = owner
+        self._memory = _Memory()
         self._transport = transport
         self._left = left
         self._piece = self._fresh(len(begun) + left, len(begun))
@@ -95,7 +115,9 @@ class _Rest(asyncio.BufferedProtocol):
         """The last piece has room for one byte more, which must not come: left in the socket, it would be taken for
         the answer to the next request."""
         size_bytes = max(PIECE_BYTES, at_least)
-        return memoryview(bytearray(left + 1 if left <= size_bytes else size_bytes))
+        if left <= size_bytes:
+            return memoryview(bytearray(left + 1))
+        return self._memory.piece() if size_bytes == PIECE_BYTES else memoryview(bytearray(size_bytes))
 
     def _hand_out(self) -> None:
         self._ready.append(self._piece[self._handed : self._filled])
