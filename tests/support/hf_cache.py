@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ipfs_accelerate_node.fetch.hf_cache.layout import encode_tree
-from ipfs_accelerate_node.sources.hub_answers import Lfs, TreeEntry
+from ipfs_accelerate_node.fetch.hf_cache.layout import encode_tree, plain_entry
+from ipfs_accelerate_node.sources.hub_answers import TreeEntry
 from tests.support.hub import git_oid, oid
 
 
 def entries(files: Mapping[str, bytes]) -> tuple[TreeEntry, ...]:
-    """As `FakeHub` tells them."""
+    """As `FakeHub` tells them, but for the length of a pointer."""
     found = []
     for path, content in files.items():
         etag = oid(path, content)
-        lfs = Lfs(etag, len(content), 130) if len(etag) == 64 else None
+        lfs = plain_entry(path, etag, len(content)).lfs if len(etag) == 64 else None
         found.append(TreeEntry(path, len(content), git_oid(b"a pointer") if lfs else etag, lfs))
     return tuple(found)
 
