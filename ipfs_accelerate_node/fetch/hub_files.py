@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import glob
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from ipfs_accelerate_node.content.build import PROFILE_NAME, tree_dag
-from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import (
+    AuthRequired,
     BadContent,
     IntegrityError,
     NodeError,
@@ -23,13 +22,13 @@ from ipfs_accelerate_node.errors import (
     SourceUnavailable,
     UnsafeContent,
 )
-from ipfs_accelerate_node.fetch.engine import Fetcher
+from ipfs_accelerate_node.fetch.hub_nearby import Nearby
 from ipfs_accelerate_node.fetch.hub_receive import Receiver, reserved
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.threads import in_thread
-from ipfs_accelerate_node.sources import Source
 from ipfs_accelerate_node.sources.hub import HubSource
 from ipfs_accelerate_node.sources.hub_answers import TreeEntry
+from ipfs_accelerate_node.sources.hub_names import is_hidden
 from ipfs_accelerate_node.sources.hub_snapshot import Traffic
 from ipfs_accelerate_node.store import Provenance, Store, StoredFile, StoredModel
 from ipfs_accelerate_node.store.single import empty, in_profile
@@ -37,31 +36,30 @@ from ipfs_accelerate_node.store.single import empty, in_profile
 log = logging.getLogger(__name__)
 
 SourceFor = Callable[[str | None], HubSource]
-Nearby = Callable[[KeptCommit, str, AsyncExitStack], Awaitable[tuple[Cid | None, Sequence[Source]]]]
 Landed = Callable[[StoredModel], None]
 
 
 class HubFiles:
-    """source_for: the Hub with a caller's token. nearby: who may have a root. landed: told of each model that became
-    complete, on the loop."""
+    """source_for: the Hub with a caller's token. nearby: who else may have a file. is_reachable: whether the Hub has
+    answered of late. landed: told of each model that became complete, on the loop."""
 
     def __init__(
         self,
         store: Store,
         shelf: HubShelf,
-        fetcher: Fetcher,
         receiver: Receiver,
         source_for: SourceFor,
         nearby: Nearby,
+        is_reachable: Callable[[], bool],
         landed: Landed,
     ) -> None:
         self._store = store
-        self._fetcher = fetcher
         self._receiver = receiver
         self._emptying = asyncio.Lock()
         self._shelf = shelf
         self._source_for = source_for
         self._nearby = nearby
+        self._is_reachable = is_reachable
         self._landed = landed
         self._lacking: dict[tuple[str, str], str] = {}  # of a commit: a file that was not here when last looked for
 
@@ -72,44 +70,54 @@ class HubFiles:
         return self._store.of_oid(bytes.fromhex(entry.file.oid), entry.size, public_only=kept.claimed)
 
     async def bring(self, kept: KeptCommit, entry: TreeEntry, token: str | None) -> StoredFile:
-        """Into the store: as a part of its commit's root from peers that have it, else from the Hub. Raises as
-        `fetch_hub`."""
-        stored = await self._from_peers(kept, entry)
-        return stored or await self._from_hub(kept, entry, token)
+        """Into the store: by CID from peers and the Hub together where a map leads to it, else from the Hub; when that
+        goes away on the way, the rest from whoever has it. Raises as `fetch_hub`."""
+        async with self._source_for(token) as hub:
+            stored = await self._by_cid(kept, entry, hub)
+            if stored is not None:
+                return stored
+            try:
+                return await self._from_hub(kept, entry, hub)
+            except AuthRequired:
+                raise
+            except SourceUnavailable as exc:
+                log.info("hub.left repo=%s path=%s code=%s", kept.repo, entry.path, exc.code)
+                stored = await self._by_cid(kept, entry, None)
+                if stored is None:
+                    raise
+                return stored
 
-    async def _from_peers(self, kept: KeptCommit, entry: TreeEntry) -> StoredFile | None:
-        """None if nobody has it. What comes counts only if it has the Hub's oid (of a claim, the oid that it claims):
-        a map that lies is found out here."""
-        if kept.restricted:
+    async def _by_cid(self, kept: KeptCommit, entry: TreeEntry, hub: HubSource | None) -> StoredFile | None:
+        """None where no map leads to it, or nobody has it. What comes counts only if it has the Hub's oid (of a claim,
+        the oid that it claims): a map that lies is found out here. hub: None where it has failed."""
+        if kept.restricted or is_hidden(entry.path):
             return None
+        lost = hub is None or not self._is_reachable()
         try:
-            async with AsyncExitStack() as stack:
-                root, sources = await self._nearby(kept, entry.path, stack)
-                if root is None or not sources:
-                    return None
-                await self._fetcher.fetch(
-                    root,
-                    sources,
-                    reference=f"hf:{kept.repo}@{kept.commit}",
-                    pinned=False,
-                    only=(glob.escape(entry.path),),
-                )
+            claim = await self._nearby.map_of(kept, search=lost, again=hub is None)
+            if claim is None or claim.root is None or not (claim is kept or entry.path in claim.cids):
+                return None
+            fetched = await self._nearby.fetch(
+                claim,
+                kept.snapshot,
+                None if lost else hub,
+                lambda _: None,
+                everyone=lost,
+                only=(glob.escape(entry.path),),
+            )
         except (SourceUnavailable, IntegrityError, BadContent, UnsafeContent, NotFound) as exc:
             log.info("hub.not_nearby repo=%s path=%s code=%s", kept.repo, entry.path, exc.code)
             return None
         stored = await in_thread(self.here, kept, entry)
-        if stored is None:
-            log.warning("hub.false_map repo=%s commit=%s path=%s root=%s", kept.repo, kept.commit, entry.path, root)
-            return None
-        cids = {entry.path: str(stored.cid)}
-        await in_thread(self._shelf.note_cids, kept.of_repo, kept.commit, cids, str(root))
+        if stored is not None:
+            cids, root = {entry.path: str(stored.cid)}, str(fetched.model.root)
+            await in_thread(self._shelf.note_cids, kept.of_repo, kept.commit, cids, root)
         return stored
 
-    async def _from_hub(self, kept: KeptCommit, entry: TreeEntry, token: str | None) -> StoredFile:
+    async def _from_hub(self, kept: KeptCommit, entry: TreeEntry, hub: HubSource) -> StoredFile:
         traffic = Traffic()
         async with reserved(self._store, 0):  # it is no litter until its caller has looked
-            async with self._source_for(token) as hub:
-                stored = await self._receiver.bring(hub, kept.snapshot, entry.file, traffic)
+            stored = await self._receiver.bring(hub, kept.snapshot, entry.file, traffic)
             if any(other.size == 0 for other in kept.shown()):  # clients make those themselves
                 async with self._emptying:
                     await in_thread(empty, self._store)

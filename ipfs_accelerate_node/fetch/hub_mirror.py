@@ -11,12 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from ipfs_accelerate_node.config import Config
-from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import AuthRequired, InvalidConfig, NodeError, NotFound, SourceUnavailable
 from ipfs_accelerate_node.fetch.flights import Flights
 from ipfs_accelerate_node.fetch.hub_claims import Claims
@@ -26,7 +23,6 @@ from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.pins import Pins
 from ipfs_accelerate_node.fetch.seeder import Seeder
 from ipfs_accelerate_node.fetch.threads import in_thread
-from ipfs_accelerate_node.sources import Source
 from ipfs_accelerate_node.sources.hub import HubSource
 from ipfs_accelerate_node.sources.hub_answers import INVALID_TOKEN, Commit, HubFile, TreeEntry
 from ipfs_accelerate_node.sources.hub_names import HubRepo, check_repo, checked_revision, is_hidden
@@ -58,10 +54,10 @@ class HubMirror:
         self._seeder = seeder
         self._group = group
         self._config = config
-        self._files = HubFiles(store, shelf, pins.fetcher, pins.receiver, self._source, self._nearby, self._landed)
-        self._origins = pins.origins
-        self._claims = Claims(config.peers)
-        self.nearby = pins.nearby = Nearby(store, pins.fetcher, self._claims, pins.open_nearby, pins.discover)
+        self._claims = claims = Claims(config.peers)
+        self.receiver = pins.receiver
+        self.nearby = pins.nearby = Nearby(store, pins.fetcher, claims, pins.open_nearby, pins.discover)
+        self._files = HubFiles(store, shelf, self.receiver, self._source, self.nearby, self._is_reachable, self._landed)
         self._answers: Flights[tuple[HubRepo, str, str | None], KeptCommit] = Flights(group)
         self._transfers: Flights[str, StoredFile] = Flights(group, linger_s=LINGER_S)
         self._down_until = 0.0
@@ -192,19 +188,6 @@ class HubMirror:
                 raise
             log.info("hub.claimed repo=%s commit=%s source=%s", repo, claim.commit, claim.source)
             return await in_thread(self.shelf.keep, claim, revision)
-
-    async def _nearby(self, kept: KeptCommit, path: str, stack: AsyncExitStack) -> tuple[Cid | None, Sequence[Source]]:
-        """The root of a commit as far as it is known, or claimed by a peer, and who may have it: configured peers; all
-        others only where the Hub cannot be asked, as it mostly is faster than a search."""
-        root = kept.root
-        if root is None and (claim := await self._claims.ask(kept.of_repo, kept.commit)) is not None:
-            root = claim.root if path in claim.cids else None
-        if root is None or is_hidden(path):
-            return None, ()
-        if not self._is_reachable():
-            return Cid.parse(root), self._origins.open(stack, None)
-        peers = [self._origins.open(stack, peer) for peer in self._config.peers]
-        return Cid.parse(root), [source for opened in peers for source in opened]
 
     async def _ask(self, repo: HubRepo, revision: str, token: str | None, *, hurried: bool = False) -> KeptCommit:
         key = (repo, revision, token)

@@ -75,6 +75,7 @@ class FakeHub:
         self.repos: dict[str, FakeRepo] = {}
         self.faults: defaultdict[str, list[str]] = defaultdict(list)
         self.seen: list[Seen] = []
+        self.budget: int | None = None  # bytes of files that it still sends before it dies, as a whole
         self.url = self.cdn = self.other = ""
         self._behind: dict[str, tuple[bytes, str]] = {}  # of the cdn, with the fault of the request that led there
         self._runners: list[web.AppRunner] = []
@@ -83,6 +84,10 @@ class FakeHub:
         self.repos[name] = FakeRepo(**options)
         self.repos[name].commit(files)
         return self.repos[name]
+
+    @property
+    def is_dead(self) -> bool:
+        return self.budget is not None and self.budget <= 0
 
     def asked(self, at: str) -> list[Seen]:
         return [request for request in self.seen if request.at == at]
@@ -101,6 +106,9 @@ class FakeHub:
 
     async def _serve(self, at: str, handler: Any) -> str:
         async def answer(request: web.Request) -> web.StreamResponse:
+            if self.is_dead and request.transport is not None:
+                request.transport.abort()
+                return web.Response(status=503)
             self.seen.append(Seen(at, request.method, request.path_qs, request.headers.copy()))
             response: web.StreamResponse = await handler(request)
             return response
@@ -244,14 +252,14 @@ class FakeHub:
             behind = f"{self.url}/behind" if self.one_origin else self.cdn
             headers["Location"] = f"{behind}/{oid(path, content)}?{SIGNED}"
             return web.Response(status=302, headers=headers)
-        return await _send(request, content, headers, fault)
+        return await _send(request, content, headers, fault, self)
 
     async def _cdn(self, request: web.Request) -> web.StreamResponse:
         key = request.path.strip("/").removeprefix("behind/")
         if key not in self._behind or request.query_string != SIGNED:
             return web.Response(status=403)
         content, fault = self._behind[key]
-        return await _send(request, content, {"ETag": '"of-the-cdn"'}, fault)
+        return await _send(request, content, {"ETag": '"of-the-cdn"'}, fault, self)
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
         return web.json_response([])
@@ -294,7 +302,9 @@ def _status(fault: str) -> web.Response:
     return web.Response(status=int(code), headers={"Retry-After": wait[0]} if wait else {})
 
 
-async def _send(request: web.Request, content: bytes, headers: Mapping[str, str], fault: str) -> web.StreamResponse:
+async def _send(
+    request: web.Request, content: bytes, headers: Mapping[str, str], fault: str, hub: FakeHub
+) -> web.StreamResponse:
     """content, or the part that Range asks for, or what the fault makes of it."""
     asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
     start, stop, status = 0, len(content), 200
@@ -327,10 +337,22 @@ async def _send(request: web.Request, content: bytes, headers: Mapping[str, str]
         if fault == "stall":
             await asyncio.Event().wait()  # until the client has gone: that cancels us
         return response
-    if request.method != "HEAD":
+    if request.method != "HEAD" and hub.budget is None:
         await response.write(body)
+    elif request.method != "HEAD":
+        await _spend(request, response, body, hub)
     await response.write_eof()
     return response
+
+
+async def _spend(request: web.Request, response: web.StreamResponse, body: bytes, hub: FakeHub) -> None:
+    for start in range(0, len(body), 1 << 18):
+        if hub.is_dead and request.transport is not None:
+            request.transport.abort()
+            return
+        assert hub.budget is not None
+        hub.budget -= 1 << 18
+        await response.write(body[start : start + (1 << 18)])
 
 
 async def _drip(response: web.StreamResponse) -> None:
