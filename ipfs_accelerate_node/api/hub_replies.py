@@ -12,13 +12,13 @@ from aiohttp import web
 from ipfs_accelerate_node.api.access import bearer
 from ipfs_accelerate_node.api.context import CONFIG, HUB_GIVING, LEAF_MAPS, node
 from ipfs_accelerate_node.api.delivery import opened, send_checked, send_file
+from ipfs_accelerate_node.api.hub_streaming import Bring, as_given, whole_or_sent
 from ipfs_accelerate_node.api.pipeline import REQUEST_ID, has_begun
 from ipfs_accelerate_node.api.ranges import matches, requested
 from ipfs_accelerate_node.api.wire import json_bytes
 from ipfs_accelerate_node.errors import AuthRequired, NodeError, NotFound, SourceUnavailable, UnsafeContent, http_status
 from ipfs_accelerate_node.fetch.hub_shelf import KeptCommit
 from ipfs_accelerate_node.sources.hub_answers import HOP_HEADER, TreeEntry
-from ipfs_accelerate_node.store import StoredFile
 
 log = logging.getLogger(__name__)
 
@@ -119,9 +119,6 @@ def head_of(kept: KeptCommit, entry: TreeEntry) -> dict[str, str]:
     return headers
 
 
-Bring = Callable[[], Awaitable[StoredFile]]
-
-
 async def send_entry(request: web.Request, kept: KeptCommit, entry: TreeEntry, bring: Bring) -> web.StreamResponse:
     """A file, or the part of it that is asked for. bring: gets it, only where bytes have to be sent."""
     headers = head_of(kept, entry)
@@ -132,6 +129,7 @@ async def send_entry(request: web.Request, kept: KeptCommit, entry: TreeEntry, b
     span = requested(request.headers.get("Range") if if_range in (None, etag) else None, entry.size)
     if span is None:
         return web.Response(status=416, headers={**headers, "Content-Range": f"bytes */{entry.size}"})
+    span = await as_given(request, entry.file.oid, span)
     if span.partial:
         headers["Content-Range"] = span.content_range
     reply = web.StreamResponse(status=206 if span.partial else 200, headers=headers)
@@ -139,7 +137,9 @@ async def send_entry(request: web.Request, kept: KeptCommit, entry: TreeEntry, b
         reply.content_length = span.length
         await reply.prepare(request)
         return reply
-    file = await bring()
+    file = await whole_or_sent(request, reply, entry.file.oid, span, bring)
+    if file is None:
+        return reply
     store, giving = node(request).store, request.app[HUB_GIVING]
     with giving.transfer():
         if request.app[CONFIG].paranoid:

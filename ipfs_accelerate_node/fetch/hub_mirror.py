@@ -14,7 +14,14 @@ import math
 from dataclasses import replace
 
 from ipfs_accelerate_node.config import Config
-from ipfs_accelerate_node.errors import AuthRequired, InvalidConfig, NodeError, NotFound, SourceUnavailable
+from ipfs_accelerate_node.errors import (
+    AuthRequired,
+    IntegrityError,
+    InvalidConfig,
+    NodeError,
+    NotFound,
+    SourceUnavailable,
+)
 from ipfs_accelerate_node.fetch.flights import Flights
 from ipfs_accelerate_node.fetch.hub_claims import Claims
 from ipfs_accelerate_node.fetch.hub_files import HubFiles
@@ -34,6 +41,8 @@ FRESH_S = 60.0  # what a branch means is taken from the shelf for so long
 PATIENCE_S = 2.0  # for the Hub, where the shelf has an answer that may be old
 OUTAGE_S = 30.0  # a Hub that did not answer is not waited for again
 LINGER_S = 30.0  # a file is fetched on for so long after its last client left: it may come back for the rest
+WRONG_S = 20.0  # a file that came wrong twice is not fetched again so soon, whoever asks
+MAX_WRONG = 1000
 
 
 class HubMirror:
@@ -60,6 +69,7 @@ class HubMirror:
         self._files = HubFiles(store, shelf, self.receiver, self._source, self.nearby, self._is_reachable, self._landed)
         self._answers: Flights[tuple[HubRepo, str, str | None], KeptCommit] = Flights(group)
         self._transfers: Flights[str, StoredFile] = Flights(group, linger_s=LINGER_S)
+        self._wrong: dict[str, tuple[float, IntegrityError]] = {}
         self._down_until = 0.0
 
     def close(self) -> None:
@@ -110,9 +120,16 @@ class HubMirror:
         found = await in_thread(self._files.here, kept, entry)
         key = entry.file.oid
         while found is None:
+            if (verdict := self._wrong.get(key)) is not None and asyncio.get_running_loop().time() < verdict[0]:
+                raise verdict[1]
             leads = self._transfers.leads(key)
             try:
                 found = await self._transfers.join(key, lambda: self._files.bring(kept, entry, token))
+            except IntegrityError as exc:
+                self._wrong[key] = asyncio.get_running_loop().time() + WRONG_S, exc
+                while len(self._wrong) > MAX_WRONG:
+                    del self._wrong[next(iter(self._wrong))]
+                raise
             except (AuthRequired, NotFound):
                 if leads:  # else it was another caller's token that would not do
                     raise

@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
 
 from ipfs_accelerate_node.errors import AuthRequired, IntegrityError, NodeError, NotFound, SourceUnavailable
 from ipfs_accelerate_node.fetch.threads import in_thread
@@ -45,7 +46,8 @@ class Arrival:
         self.restarts = 0  # how often all that had come was dropped
         self._reports: list[Report] = []
         self._stir = asyncio.Event()
-        self._is_given = self._is_lost = False
+        self.is_given = False
+        self._is_lost = False
 
     @contextmanager
     def watched(self, report: Report) -> Iterator[None]:
@@ -70,6 +72,16 @@ class Arrival:
         if not self.ended.is_set():
             await self._stir.wait()
 
+    @property
+    def is_whole(self) -> bool:
+        """Verified, and as it came at first: what was given of it is right."""
+        return self.restarts == 0 and isinstance(self.outcome, StoredFile)
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether bytes of it may be given before all are verified: nobody can have others yet."""
+        return self.restarts == 0 and not self._is_lost and not (self.ended.is_set() and not self.is_whole)
+
     def restart(self) -> None:
         self.restarts += 1
         self._is_lost = True
@@ -82,14 +94,14 @@ class Arrival:
     async def give(self, store: Store) -> None:
         """To be called before the first byte that is not verified leaves: so it is known, also after a crash, that
         somebody may have a beginning that is not the right file's."""
-        if not self._is_given:
-            self._is_given = True
+        if not self.is_given:
+            self.is_given = True
             if not await in_thread(store.unnamed.note_given, self.file.oid):
                 self._is_lost = True
 
     def settle(self, store: Store) -> None:
         """All of it is verified, so what was given was right, if it was of this very copy. Blocks."""
-        if self._is_given and not self._is_lost:
+        if self.is_given and not self._is_lost:
             store.unnamed.forget_given(self.file.oid)
 
 
@@ -101,10 +113,27 @@ class Receiver:
         self._under_way: dict[str, Arrival] = {}
         self._whole: list[UnnamedFile] = []
         self._landing = asyncio.Lock()
+        self._news = asyncio.Event()
 
-    def arrival(self, oid: str) -> Arrival | None:
-        """What is under way of that file now."""
-        return self._under_way.get(oid)
+    async def coming(self, oid: str, offset: int, bringing: asyncio.Future[StoredFile]) -> Arrival | None:
+        """What is under way of that file, once bytes from offset on have come of it that may be given before all are
+        verified. None where there are no such bytes until bringing has ended."""
+        while not bringing.done():
+            arrival, news = self._under_way.get(oid), self._news
+            if arrival is not None and arrival.restarts:
+                return None
+            if arrival is not None and arrival.part is not None and arrival.part.reaches(offset) > offset:
+                return arrival
+            change = asyncio.ensure_future(_change(arrival, news))
+            either: set[asyncio.Future[Any]] = {change, bringing}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            change.cancel()
+        return None
+
+    def is_trusted(self, oid: str) -> bool:
+        """Whether all that anybody was given of that file is of the copy that is under way."""
+        arrival = self._under_way.get(oid)
+        return arrival is not None and arrival.is_trusted and arrival.is_given
 
     async def bring(
         self, hub: HubSource, snapshot: Snapshot, file: HubFile, traffic: Traffic, report: Report = lambda _: None
@@ -124,6 +153,8 @@ class Receiver:
             if arrival.outcome is not None and arrival.source == hub.name and not own_fault:
                 raise arrival.outcome
         arrival = self._under_way[file.oid] = Arrival(file, hub.name)
+        self._news.set()
+        self._news = asyncio.Event()
         try:
             with arrival.watched(report):
                 arrival.outcome = await self._fly(arrival, _Transfer(hub, snapshot, arrival, traffic))
@@ -165,6 +196,13 @@ class Receiver:
         if stored is None:
             raise NotFound(f"{part.cid} was evicted as soon as it was stored", cid=str(part.cid))
         return stored
+
+
+async def _change(arrival: Arrival | None, news: asyncio.Event) -> None:
+    if arrival is None:
+        await news.wait()
+    else:
+        await arrival.change()
 
 
 @asynccontextmanager

@@ -231,7 +231,7 @@ class HubSource:
             if response.status == 416:
                 raise bad_source(self.name, f"has no byte {start} of {file.path}", code="range_refused")
             at = begins(self.name, response, file, start, ends)
-            async with aclosing(runs(self.name, response, file, ends - at, traffic, self._stall_s)) as body:
+            async with aclosing(runs(self.name, response, file, (at, ends), traffic, self._stall_s)) as body:
                 yield at, body
         finally:
             response.close()

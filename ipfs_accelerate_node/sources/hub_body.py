@@ -59,11 +59,14 @@ def begins(name: str, response: aiohttp.ClientResponse, file: HubFile, start: in
 
 
 async def runs(
-    name: str, response: aiohttp.ClientResponse, file: HubFile, expected: int, traffic: Traffic, stall_s: float
+    name: str, response: aiohttp.ClientResponse, file: HubFile, span: tuple[int, int], traffic: Traffic, stall_s: float
 ) -> AsyncGenerator[Buffer, None]:
-    """Exactly so many bytes as expected, as they come, or an error."""
+    """Exactly the bytes of the span, as they come, or an error."""
+    start, stop = span
+    expected = stop - start
+    eager = start == 0  # somebody may wait for the first byte of the file
     with named_errors(name, file):
-        async with aclosing(_raw(response, stall_s)) as raw:
+        async with aclosing(_raw(response, stall_s, eager)) as raw:
             async for run in raw:
                 traffic.bytes += len(run)
                 expected -= len(run)
@@ -74,7 +77,12 @@ async def runs(
         raise bad_source(name, f"broke off within {file.path}", code="truncated")
 
 
-async def _raw(response: aiohttp.ClientResponse, stall_s: float) -> AsyncGenerator[Buffer, None]:
+async def _raw(response: aiohttp.ClientResponse, stall_s: float, eager: bool) -> AsyncGenerator[Buffer, None]:
+    if eager:
+        async with asyncio.timeout(stall_s):
+            first = await response.content.readany()
+        if first:
+            yield first
     if bulk.rest_of(response) >= bulk.MIN_BYTES:
         async with aclosing(bulk.pieces(response, stall_s, MIN_PROGRESS_BYTES / stall_s)) as pieces:
             async for piece in pieces:

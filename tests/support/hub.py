@@ -248,9 +248,10 @@ class FakeHub:
             case ("status", _, _):
                 return _status(fault)
         if path.endswith(_LFS_SUFFIXES):
-            self._behind[oid(path, content)] = (content, fault)
+            key = oid(path, content) + (f"-{len(self._behind)}" if fault else "")
+            self._behind[key] = (content, fault)
             behind = f"{self.url}/behind" if self.one_origin else self.cdn
-            headers["Location"] = f"{behind}/{oid(path, content)}?{SIGNED}"
+            headers["Location"] = f"{behind}/{key}?{SIGNED}"
             return web.Response(status=302, headers=headers)
         return await _send(request, content, headers, fault, self)
 

@@ -1,0 +1,97 @@
+"""A large file of the Hub to a client while it still comes: as far as it has come, but for its end.
+
+Nothing of it is verified before all of it is here. So the last part is held back until the file has its oid; where it
+has not, the connection is closed before the end, and a client that comes back for the rest gets the whole verified file
+from its first byte (200), which makes it start again, or an error. So no client ever has a whole file that is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from ipfs_accelerate_node.api.context import CONFIG, HUB_GIVING, node
+from ipfs_accelerate_node.api.ranges import Span
+from ipfs_accelerate_node.fetch.hub_receive import Arrival
+from ipfs_accelerate_node.fetch.threads import in_thread
+from ipfs_accelerate_node.store import StoredFile
+from ipfs_accelerate_node.store.unnamed import UnnamedFile
+
+WAIT_BYTES = 32 << 20  # smaller files are waited for
+HELD_BACK_BYTES = 1 << 20
+
+Bring = Callable[[], Awaitable[StoredFile]]
+
+
+async def as_given(request: web.Request, oid: str, span: Span) -> Span:
+    """The span that is answered: all of the file to a client that may have a beginning of it which nobody verified, and
+    asks for the rest."""
+    if span.start == 0 or span.stop < span.size:
+        return span
+    held = node(request)
+    doubtful = await in_thread(held.store.unnamed.was_given, oid) and not held.hub.receiver.is_trusted(oid)
+    return Span(0, span.size, span.size, partial=False) if doubtful else span
+
+
+async def whole_or_sent(
+    request: web.Request, reply: web.StreamResponse, oid: str, span: Span, bring: Bring
+) -> StoredFile | None:
+    """The file, when it is whole; None where the span was sent meanwhile. Raises as bring does, but not after the first
+    byte."""
+    if span.size <= WAIT_BYTES or span.stop < span.size or request.app[CONFIG].paranoid:
+        return await bring()
+    held = node(request)
+    bringing = asyncio.ensure_future(bring())
+    try:
+        lost = await in_thread(held.store.unnamed.was_given, oid) and not held.hub.receiver.is_trusted(oid)
+        arrival = None if lost else await held.hub.receiver.coming(oid, span.start, bringing)
+        if arrival is None or arrival.part is None or not arrival.is_trusted:
+            return await bringing
+        await arrival.give(held.store)
+        if not arrival.is_trusted:
+            return await bringing
+        with request.app[HUB_GIVING].transfer():
+            await _send(request, reply, span, arrival, arrival.part)
+        return None
+    finally:
+        bringing.cancel()
+        await asyncio.wait((bringing,))
+        if not bringing.cancelled():
+            bringing.exception()  # told to those who wait for the file
+
+
+async def _send(
+    request: web.Request, reply: web.StreamResponse, span: Span, arrival: Arrival, part: UnnamedFile
+) -> None:
+    giving = request.app[HUB_GIVING]
+    with io.FileIO(part.lend(), closefd=True) as file:
+        reply.content_length = span.length
+        await reply.prepare(request)
+        at = span.start
+        while at < span.stop:
+            if request.transport is None:
+                raise ConnectionResetError("the client is gone")
+            ready = span.stop if arrival.is_whole else min(part.reaches(at), span.size - HELD_BACK_BYTES)
+            if not (arrival.is_whole or arrival.is_trusted):
+                _close(request, reply)
+                return
+            if ready <= at:
+                await arrival.change()
+                continue
+            await giving.send(request.transport, io.BufferedReader(_again(file)), at, ready)
+            at = ready
+
+
+def _again(file: io.FileIO) -> io.FileIO:
+    return io.FileIO(os.dup(file.fileno()), closefd=True)
+
+
+def _close(request: web.Request, reply: web.StreamResponse) -> None:
+    """Before the end, but not by a reset: that is what clients take up again."""
+    reply.force_close()
+    if request.transport is not None:
+        request.transport.close()

@@ -1,0 +1,145 @@
+"""Large files through the endpoint while they still come: to the real client, who never gets a wrong one."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from ipfs_accelerate_node.api import hub_streaming
+from tests.support.hub import FakeHub
+from tests.support.running import Running, running
+
+pytestmark = pytest.mark.timeout(120)
+
+MIB = 1 << 20
+WEIGHTS = random.Random(2).randbytes(64 * MIB)
+RIGHT = hashlib.sha256(WEIGHTS).hexdigest()
+PATH = "/org/big/resolve/main/model.safetensors"
+DOWNLOAD = """
+import hashlib, json, sys
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+try:
+    path = hf_hub_download("org/big", "model.safetensors", cache_dir=sys.argv[1])
+    print(json.dumps(hashlib.sha256(open(path, "rb").read()).hexdigest()))
+except (HfHubHTTPError, OSError) as exc:
+    print(json.dumps(type(exc).__name__ + ": " + str(exc)))
+"""
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[FakeHub]:
+    async with FakeHub(one_origin=True) as fake:
+        fake.repo("org/big", {"config.json": b"{}", "model.safetensors": WEIGHTS})
+        yield fake
+
+
+@pytest.fixture
+async def node(cache: Path, hub: FakeHub) -> AsyncIterator[Running]:
+    async with running(cache, hf_upstream=hub.url) as up:
+        yield up
+
+
+async def download(endpoint: str, folder: Path) -> str:
+    """sha256 of what the real client has in the end, or its error."""
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(folder),
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DOWNLOAD, str(folder / "hf"), env=environment, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    said: str = json.loads(out)
+    return said
+
+
+def sent_bytes(node: Running, hub: FakeHub) -> list[str | None]:
+    return [s.headers.get("Range") for s in hub.seen if s.method == "GET" and s.path.startswith("/behind/")]
+
+
+async def test_the_plain_client_takes_a_corrupt_file_and_ours_never_does(
+    node: Running, hub: FakeHub, tmp_path: Path
+) -> None:
+    """The same size, one bit flipped on its way from the upstream."""
+    hub.faults["model.safetensors"] = ["flip"] * 99
+    (plain := tmp_path / "plain").mkdir()
+    assert await download(hub.url, plain) not in (RIGHT, "")
+    hub.faults["model.safetensors"] = ["flip"]
+    (ours := tmp_path / "ours").mkdir()
+    assert await download(node.url, ours) == RIGHT
+    assert node.node.store.unnamed.was_given(RIGHT)  # somebody may still have the beginning of the wrong one
+
+
+async def test_where_no_good_source_is_left_the_client_ends_with_an_error(
+    node: Running, hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.faults["model.safetensors"] = ["flip"] * 999
+    said = await download(node.url, tmp_path)
+    assert "502" in said
+    assert "hash_mismatch" in said
+    assert list((tmp_path / "hf").rglob("snapshots/*/*")) == []
+
+
+async def test_the_end_is_held_back_until_the_file_is_verified(
+    node: Running, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.faults["model.safetensors"] = ["flip"]
+    async with node.session.get(node.url + PATH) as reply:
+        assert (reply.status, reply.content_length) == (200, len(WEIGHTS))
+        got = bytearray()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            async for piece in reply.content.iter_any():
+                got += piece
+    assert 0 < len(got) <= len(WEIGHTS) - hub_streaming.HELD_BACK_BYTES
+    again = await node.ask("GET", PATH, headers={"Range": f"bytes={len(got)}-"})
+    assert (again.status, hashlib.sha256(again.body).hexdigest()) == (200, RIGHT)
+    part = await node.ask("GET", PATH, headers={"Range": "bytes=5-9"})
+    assert (part.status, part.body) == (206, WEIGHTS[5:10])
+
+
+async def test_a_client_that_lost_its_connection_goes_on_with_the_same_copy(node: Running, hub: FakeHub) -> None:
+    """Nothing was wrong: it need not begin again."""
+    async with node.session.get(node.url + PATH) as reply:
+        got = await reply.content.readexactly(4 * MIB)
+    rest = await node.ask("GET", PATH, headers={"Range": f"bytes={4 * MIB}-"})
+    assert rest.status == 206
+    assert got + rest.body == WEIGHTS
+    assert not node.node.store.unnamed.was_given(RIGHT)
+
+
+async def test_twenty_clients_cost_one_transfer(node: Running, hub: FakeHub) -> None:
+    hub.seen.clear()
+
+    async def read() -> str:
+        digest = hashlib.sha256()
+        async with node.session.get(node.url + PATH) as reply:
+            async for piece in reply.content.iter_any():
+                digest.update(piece)
+        return digest.hexdigest()
+
+    assert set(await asyncio.gather(*(read() for _ in range(20)))) == {RIGHT}
+    asked = sorted(int((r or "bytes=0-")[6:].partition("-")[0]) for r in sent_bytes(node, hub))
+    assert asked == [start * MIB for start in range(0, 64, 8)]  # each byte once
+
+
+async def test_what_was_given_before_a_crash_is_not_taken_for_a_beginning(
+    cache: Path, hub: FakeHub, node: Running
+) -> None:
+    """The mark outlives the process that gave it."""
+    node.node.store.unnamed.note_given(RIGHT)
+    reply: Any = await node.ask("GET", PATH, headers={"Range": "bytes=1000-"})
+    assert (reply.status, hashlib.sha256(reply.body).hexdigest()) == (200, RIGHT)
