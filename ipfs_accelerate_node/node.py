@@ -28,6 +28,9 @@ from ipfs_accelerate_node.content.reference import (
     check_model_name,
 )
 from ipfs_accelerate_node.errors import Loading, NotFound
+from ipfs_accelerate_node.fetch.hub_claims import Claims
+from ipfs_accelerate_node.fetch.hub_map_shelf import MapShelf
+from ipfs_accelerate_node.fetch.hub_mapping import HubMaps
 from ipfs_accelerate_node.fetch.hf_cache.hydrate import Hydration
 from ipfs_accelerate_node.fetch.hf_cache.importing import Importing
 from ipfs_accelerate_node.fetch.hf_cache.watch import LinkWatch
@@ -101,7 +104,17 @@ class Node:
                 by_peer_id=self.peers.source if tunnels else None,
             )
             shelf = await asyncio.to_thread(HubShelf, self.config.cache)
-            self.hub = HubMirror(self.config, self.store, shelf, self._pins, self.seeder, self._group)
+            maps = MapShelf(self.config.cache, self.key)
+            claims = Claims(
+                self.config.peers,
+                maps,
+                shelf,
+                reach=self.peers.reached if tunnels else None,
+                meet=self.peers.providers if tunnels and self.kubo.state != "off" else None,
+            )
+            self.maps = HubMaps(self.store, shelf, maps, claims, self._pins, self.kubo, own=self.key.peer_id)
+            shelf.rooted = self.maps.maker.note
+            self.hub = HubMirror(self.config, self.store, shelf, self._pins, self.seeder, self._group, claims)
             self._pins.shelf = shelf
             self.sharing = Sharing(self.store, shelf, self.seeder, announce=self.config.announce_pins)
             self.links = await asyncio.to_thread(LinkWatch, self.store)
@@ -121,8 +134,8 @@ class Node:
         self.hub.close()
         self.serving.close()
         self._seeding.cancel()
-        self._hashing.cancel()
         self._watching.cancel()
+        self._hashing.cancel()
         await self._exit.__aexit__(kind, error, trace)
         log.info("node.stop cache=%s", self.config.cache)
 

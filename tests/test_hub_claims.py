@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from aiohttp import web
 
-from tests.support.hub import FakeHub, git_oid
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.fetch.hub_claims import MapAnswer
+from ipfs_accelerate_node.records.hub_map import HubMap
+from ipfs_accelerate_node.sources.hub_names import HubRepo
+from tests.support.hub import FakeHub
+from tests.support.maps import LIAR, Forge, another_map, another_record, liar
 from tests.support.running import Running, running
 
 FILES = {"config.json": b'{"a": 1}', "sub/weights.bin": bytes(range(256)) * 8_000, ".gitattributes": b"hidden"}
 SHOWN = {path: content for path, content in FILES.items() if not path.startswith(".")}
-Change = Callable[[dict[str, Any]], object]
+REPO = HubRepo("org/open")
 
 
 @pytest.fixture
@@ -35,31 +39,6 @@ async def first(tmp_path: Path, hub: FakeHub) -> AsyncIterator[Running]:
             await node.ask("GET", f"/org/open/resolve/main/{path}")
         hub.seen.clear()
         yield node
-
-
-@asynccontextmanager
-async def liar(first: Running, change: Change) -> AsyncIterator[str]:
-    """A peer that has what first has, and another map of it."""
-
-    async def answer(request: web.Request) -> web.Response:
-        reply = await first.ask(request.method, request.path_qs, headers={"Range": request.headers.get("Range", "")})
-        body = reply.body
-        if request.path == "/api/maps":
-            said = reply.json
-            changed = change(said)
-            body = changed if isinstance(changed, bytes) else json.dumps(said).encode()
-        kept = {k: v for k, v in reply.headers.items() if k in ("Content-Type", "Content-Range", "Etag")}
-        return web.Response(body=body, status=reply.status, headers=kept)
-
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 async def test_without_the_hub_a_peers_map_will_do(cache: Path, hub: FakeHub, first: Running) -> None:
@@ -80,60 +59,124 @@ async def test_without_the_hub_a_peers_map_will_do(cache: Path, hub: FakeHub, fi
         assert [seen.path for seen in hub.seen if "/resolve/" in seen.path] == []
 
 
-def _entry(said: dict[str, Any], path: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(entry for entry in said["entries"] if entry["path"] == path)
+def _file(record: dict[str, Any], path: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(entry for entry in record["files"] if entry["path"] == path)
     return found
 
 
 @pytest.mark.parametrize(
-    "change",
+    "forge",
     [
         lambda said: b"not JSON",
         lambda said: b"[]",
         lambda said: b"[" * 100_000,
-        lambda said: said.update(repo="org/other"),
-        lambda said: said.update(kind="dataset"),
-        lambda said: said.update(commit="main"),
-        lambda said: said.update(restricted=True),
-        lambda said: said.update(root="../x"),
-        lambda said: said["cids"].update({"config.json": "x"}),
-        lambda said: _entry(said, "config.json").update(path="../x"),
-        lambda said: _entry(said, "config.json").update(oid="../x"),
-        lambda said: _entry(said, "config.json").update(size=-1),
-        lambda said: _entry(said, "config.json").update(lfs={"sha256": "x", "size": 8, "pointer_size": 1}),
-        lambda said: said["entries"].append(said["entries"][0]),
+        lambda said: msgspec.structs.replace(said, repo="org/other"),
+        lambda said: msgspec.structs.replace(said, kind="dataset"),
+        lambda said: msgspec.structs.replace(said, commit="main"),
+        lambda said: msgspec.structs.replace(said, commit="0" * 40),
+        lambda said: msgspec.structs.replace(said, maps=[]),
+        lambda said: msgspec.structs.replace(said, maps=[msgspec.structs.replace(said.maps[0], blocks=[])]),
+        another_record(lambda record: record.update(repo="org/other")),
+        another_record(lambda record: record.update(repo_type="dataset")),
+        another_record(lambda record: record.update(commit="main")),
+        another_record(lambda record: record.update(root="../x")),
+        another_record(lambda record: record.update(created=1, expires=2)),
+        another_record(lambda record: _file(record, "config.json").update(cid="x")),
+        another_record(lambda record: _file(record, "config.json").update(path="../x")),
+        another_record(lambda record: _file(record, "config.json").update(oid=b"x")),
+        another_record(lambda record: _file(record, "config.json").update(size=-1)),
+        another_record(lambda record: record["files"].append(record["files"][0])),
+        another_map(lambda found: replace(found, root=Cid.of(b"another", 0x70))),
+        another_map(lambda found: replace(found, files=(replace(found.files[0], path=".a"), *found.files[1:-1]))),
     ],
 )
-async def test_a_map_that_is_none_is_no_answer(cache: Path, hub: FakeHub, first: Running, change: Change) -> None:
+async def test_a_map_that_is_none_is_no_answer(cache: Path, hub: FakeHub, first: Running, forge: Forge) -> None:
     async with (
-        liar(first, change) as url,
+        liar(first, forge) as url,
         running(cache, hf_upstream=hub.url, hf_offline=True, peers=(url,)) as node,
     ):
         assert (await node.ask("GET", "/api/models/org/open")).status == 503
         assert not list((cache / "hub" / "shelf").rglob("*.json"))
 
 
-async def test_a_map_whose_cids_are_of_other_bytes_is_found_out(cache: Path, hub: FakeHub, first: Running) -> None:
-    """The Hub says which oid counts, and has the file too."""
+async def test_a_map_is_kept_by_its_signer_and_an_older_one_is_refused(
+    cache: Path, hub: FakeHub, first: Running
+) -> None:
+    sha = hub.repos["org/open"].refs["main"]
+    said = msgspec.json.decode((await first.ask("GET", f"/api/maps?repo=org/open@{sha}")).body, type=MapAnswer)
+    (parcel,) = said.maps
+    signer = first.node.key.peer_id
+    assert parcel.open(now=None).signer == signer
+    newer = another_map(lambda found: found, first.node.key)(said)
+    assert isinstance(newer, MapAnswer)
+    async with running(cache, hf_upstream=hub.url, hf_offline=True) as node:
+        maps = node.node.maps.claims.maps
+        maps.take(newer.maps[0], REPO, sha)
+        with pytest.raises(Exception, match="older") as caught:
+            maps.take(parcel, REPO, sha)
+        assert caught.value.code == "record_stale"  # type: ignore[attr-defined]
+        assert [kept.opened.signer for kept in maps.of(REPO, sha)] == [signer]
+        # what was kept will do, also after a restart
+    async with running(cache, hf_upstream=hub.url, hf_offline=True) as node:
+        assert (await node.ask("GET", f"/api/models/org/open/revision/{sha}")).json["sha"] == sha
+        kept = node.node.hub.shelf.commit(REPO, sha)
+        assert kept is not None
+        assert (kept.claimed, kept.source) == (True, f"peer:{signer}")
+        assert (await node.ask("GET", f"/api/maps?repo=org/open@{sha}")).status == 404
 
+
+async def test_a_map_whose_cids_are_of_other_bytes_is_found_out(cache: Path, hub: FakeHub, first: Running) -> None:
+    """The Hub says which oid counts, and has the file too. Who signed such a map is not believed again."""
     added = cache.parent / "forged"
     (added / "sub").mkdir(parents=True)
     (added / "config.json").write_bytes(b'{"x": 1}')
-    (added / "sub" / "weights.bin").write_bytes(b"other")
-    forged = await first.node.add(added, name="forged")
+    (added / "sub" / "weights.bin").write_bytes(bytes(len(FILES["sub/weights.bin"])))
+    root = Cid.parse((await first.node.add(added, name="forged")).root)
+    plan = first.node.store.plan(root)
+    assert plan is not None
+    cids = {file.path: file.cid for file in plan.files}
 
+    def forged(found: HubMap) -> HubMap:
+        files = (replace(file, cid=cids.get(file.path)) for file in found.files)
+        return replace(found, root=root, files=tuple(files))
+
+    sha = hub.repos["org/open"].refs["main"]
     async with (
-        liar(first, lambda said: said.update(root=forged.root)) as url,
+        liar(first, another_map(forged)) as url,
         running(cache, hf_upstream=hub.url, peers=(url,)) as node,
     ):
         for path, content in FILES.items():
             assert (await node.ask("GET", f"/org/open/resolve/main/{path}")).body == content
         assert len([seen for seen in hub.seen if seen.method == "GET" and "/resolve/" in seen.path]) == len(FILES)
+        maps = node.node.maps.claims.maps
+        said = maps.refuted()[LIAR.peer_id]
+        assert (said.repo, said.commit, said.path) == ("org/open", sha, "config.json")
+        assert maps.of(REPO, sha) == []
+        assert root not in {model.root for model in node.node.models()}
+        own = maps.own(REPO, sha)
+        assert own is not None
+        assert own.opened.map.root != root
     async with (
-        liar(first, lambda said: said.update(root=forged.root)) as url,
+        liar(first, another_map(forged)) as url,
         running(cache.parent / "third", hf_upstream=hub.url, hf_offline=True, peers=(url,)) as node,
     ):
         assert (await node.ask("GET", "/org/open/resolve/main/config.json")).status == 503
+        assert LIAR.peer_id in node.node.maps.claims.maps.refuted()
+
+
+async def test_a_map_that_lists_other_files_than_the_hub_is_refuted_unseen(
+    cache: Path, hub: FakeHub, first: Running
+) -> None:
+    def without_one(found: HubMap) -> HubMap:
+        return replace(found, files=tuple(f for f in found.files if not f.path.startswith(".")))
+
+    async with (
+        liar(first, another_map(without_one)) as url,
+        running(cache, hf_upstream=hub.url, peers=(url,)) as node,
+    ):
+        assert (await node.ask("GET", "/org/open/resolve/main/config.json")).body == FILES["config.json"]
+        said = node.node.maps.claims.maps.refuted()[LIAR.peer_id]
+        assert (said.path, said.reason) == (".gitattributes", "the commit has this file, the map has not")
 
 
 async def test_a_map_cannot_have_private_files_of_ours_given_away(
@@ -144,15 +187,15 @@ async def test_a_map_cannot_have_private_files_of_ours_given_away(
     (folder := tmp_path / "mine").mkdir()
     (folder / "secret.txt").write_bytes(secret)
 
-    def name_it(said: dict[str, Any]) -> None:
-        _entry(said, "config.json").update(
-            oid=git_oid(b"pointer"),
-            size=len(secret),
-            lfs={"sha256": hashlib.sha256(secret).hexdigest(), "size": len(secret), "pointer_size": 100},
-        )
+    def name_it(found: HubMap) -> HubMap:
+        oid = hashlib.sha256(secret).hexdigest()
+        named = [
+            replace(file, oid=oid, size=len(secret)) if file.path == "config.json" else file for file in found.files
+        ]
+        return replace(found, files=tuple(named), root=None)
 
     async with (
-        liar(first, name_it) as url,
+        liar(first, another_map(name_it)) as url,
         running(cache, hf_upstream=hub.url, hf_offline=True, peers=(url,)) as node,
     ):
         receipt = await node.node.add(folder, name="mine")

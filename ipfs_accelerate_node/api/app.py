@@ -10,6 +10,7 @@ from ipfs_accelerate_node.api import (
     gateway,
     health,
     hf_cache,
+    hub_maps,
     hub_routes,
     inference_routes,
     native,
@@ -44,6 +45,7 @@ ROUTES = (
     *pins.ROUTES,
     *uploads.ROUTES,
     *hf_cache.ROUTES,
+    *hub_maps.ROUTES,
     *hub_routes.ROUTES,
     *gateway.ROUTES,
 )

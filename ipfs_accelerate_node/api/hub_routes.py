@@ -21,11 +21,11 @@ from ipfs_accelerate_node.api.hub_plain import commit_of, has_entry, is_director
 from ipfs_accelerate_node.api.hub_replies import json_of, no_entry, send_entry, speaking_hub
 from ipfs_accelerate_node.api.pipeline import CALLER, GATE, Route
 from ipfs_accelerate_node.config_values import is_loopback
-from ipfs_accelerate_node.content.cid import Cid, shown
+from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import AuthRequired, BadRequest, InvalidCid, NotFound, UnsupportedMediaType
 from ipfs_accelerate_node.fetch.hub_mirror import HubMirror
 from ipfs_accelerate_node.fetch.hub_shelf import KeptCommit
-from ipfs_accelerate_node.sources.hub_names import DEFAULT_REVISION, HubRepo, check_repo
+from ipfs_accelerate_node.sources.hub_names import DEFAULT_REVISION
 from ipfs_accelerate_node.store import StoredFile
 
 PAGE = 1000
@@ -193,19 +193,6 @@ async def who_am_i(request: web.Request) -> web.StreamResponse:
     return json_of(None, await _mirror(request).identity(token))
 
 
-async def read_map(request: web.Request) -> web.StreamResponse:
-    """``GET /api/maps?repo=&kind=&revision=``: for peers, what the Hub says of a public commit whose files are here."""
-    repo, revision = request.query.get("repo", ""), request.query.get("revision", DEFAULT_REVISION)
-    kind = request.query.get("kind", "model")
-    if kind not in ("model", "dataset"):
-        raise BadRequest(f"{shown(kind)} is no kind of repository: model, dataset", param="kind")
-    check_repo(repo)
-    kept = await _mirror(request).map(HubRepo(repo, "model" if kind == "model" else "dataset"), revision)
-    if kept is None:
-        raise NotFound(f"there is no map of {repo} here", code="no_map")
-    return web.Response(body=msgspec.json.encode(kept), content_type="application/json")
-
-
 def _is_true(request: web.Request, name: str) -> bool:
     return request.query.get(name, "").lower() in _TRUE
 
@@ -220,7 +207,6 @@ def _number(request: web.Request, name: str, default: int, most: int) -> int:
 
 
 ROUTES = (
-    Route("GET", "/api/maps", read_map, Surface.SHARE),
     Route("GET", "/api/whoami-v2", speaking_hub(who_am_i), Surface.HUB),
     *(
         route

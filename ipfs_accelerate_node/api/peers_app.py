@@ -19,7 +19,7 @@ from typing import Self
 from aiohttp import web
 
 from ipfs_accelerate_node import __version__
-from ipfs_accelerate_node.api import gateway, hub_routes, storage
+from ipfs_accelerate_node.api import gateway, hub_maps, storage
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.browser import from_browser
 from ipfs_accelerate_node.api.context import CONFIG, GIVING, LEAF_MAPS, NODE, node
@@ -79,7 +79,7 @@ async def have(request: web.Request) -> web.StreamResponse:
 
 
 async def maps(request: web.Request) -> web.StreamResponse:
-    return await hub_routes.read_map(request)
+    return await hub_maps.read_map(request)
 
 
 async def content(request: web.Request) -> web.StreamResponse:

@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.fetch.hub_claims import MapAnswer
 
 RefText = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 DeviceText = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -49,6 +50,24 @@ class BenchRequest(msgspec.Struct, frozen=True):
     ref: RefText | None = None
     record: RefText | None = None
     publish: bool = False
+
+
+class MapRequest(msgspec.Struct, frozen=True):
+    """ref: of a commit of the Hub that is here. publish: put its map on IPFS."""
+
+    ref: RefText
+    publish: bool = False
+
+
+class AuditRequest(msgspec.Struct, frozen=True):
+    """ref: of a commit of the Hub. At most one of peer (a URL or a PeerID), map (an envelope's CID) and answer (what
+    `GET /api/maps` of somebody said, as it stands) says whose map. fetch: bytes that are not here too."""
+
+    ref: RefText
+    peer: RefText | None = None
+    map: RefText | None = None
+    answer: MapAnswer | None = None
+    fetch: bool = False
 
 
 class ReportRequest(msgspec.Struct, frozen=True):

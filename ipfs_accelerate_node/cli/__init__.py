@@ -56,6 +56,8 @@ COMMANDS = {
     "infer": ("infer", "Run a model on texts, pictures or sound."),
     "embed": ("inference", "Embed texts with a model."),
     "bench": ("inference", "Measure a model once, as a signed record."),
+    "audit": ("maps", "Recompute a map of a Hub commit: confirmed, or refused with what is wrong."),
+    "publish": ("maps", "Put this node's map of a Hub commit on IPFS, for everybody and for good."),
     "report": ("report", "Run every model on every device and say what is REAL, how fast, and by what evidence."),
     "keys": ("keys", "Make, list and remove API keys."),
     "doctor": ("doctor", "Say what is there, what is missing and how to mend it."),

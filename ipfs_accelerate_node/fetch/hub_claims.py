@@ -1,93 +1,210 @@
 """Peers' word for what the Hub says, for when the Hub cannot be asked, and for the CIDs of its files.
 
-A claim is held to its form here, and never replaces what the Hub itself said. Its CIDs are only a way to get bytes:
-where the Hub's oids are known those decide, and where only the peer's are, what comes is marked as its claim.
+A claim is a signed map (`records.hub_map`), verified here, kept, and named by its signer. It never replaces what the
+Hub itself said. Its CIDs are only a way to get bytes: where the Hub's oids are known those decide, and where only the
+peer's are, what comes is marked as its claim. A map that turns out wrong is thrown away, and its signer is not believed
+any more.
+
+Peers that the configuration names are asked, by URL or through a tunnel; of a commit also those who announced on the
+network that they have a map of it. Which commit a branch means no map says: that is the word of who was asked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 
 import msgspec
 
+from ipfs_accelerate_node.config_values import peer_id
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.names import check_tree
-from ipfs_accelerate_node.errors import InvalidCid, SourceUnavailable, UnsafeContent
-from ipfs_accelerate_node.fetch.hub_shelf import KeptCommit
-from ipfs_accelerate_node.sources.hub_answers import TreeEntry
+from ipfs_accelerate_node.errors import NodeError, SourceUnavailable, Unavailable
+from ipfs_accelerate_node.fetch.hub_map_shelf import KeptMap, MapShelf, Parcel
+from ipfs_accelerate_node.fetch.hub_maps import claimed_commit, fault, own_fault, same_cid
+from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
+from ipfs_accelerate_node.fetch.threads import in_thread
+from ipfs_accelerate_node.records.rendezvous import map_meeting
+from ipfs_accelerate_node.sources import Source
 from ipfs_accelerate_node.sources.hub_maps import peer_map
-from ipfs_accelerate_node.sources.hub_names import HubRepo, is_commit, is_hidden
+from ipfs_accelerate_node.sources.hub_names import HubRepo, is_commit
 
 log = logging.getLogger(__name__)
 
-MAX_ENTRIES = 10_000
 DENIED_S = 60.0  # a map that no peer had is not asked for again so soon
-_SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
-_WORDS = frozenset(
-    "author lastModified createdAt private gated disabled downloads likes pipeline_tag library_name mask_token".split()
-)
+SEARCH_S = 30.0  # for nodes that announced a map, and for what each answers
+MAX_PARCELS = 16  # of one answer
+_MAX_DENIED = 10_000
+
+Reach = Callable[[str], AbstractAsyncContextManager[str]]
+Meet = Callable[[Cid], AsyncGenerator[Source, None]]
+
+
+class MapAnswer(msgspec.Struct, frozen=True):
+    """What `GET /api/maps` says. commit: what the revision that was asked for means there, unsigned."""
+
+    repo: str
+    kind: str
+    commit: str
+    maps: list[Parcel]
 
 
 class Claims:
-    """peers: origins, in the order in which they are asked."""
+    """peers: origins and PeerIDs that are asked. shelf: what the Hub said, to which maps are held. reach: the URL of a
+    node by its PeerID while inside; meet: nodes that announced a rendezvous block. Both are None on a node without
+    tunnels."""
 
-    def __init__(self, peers: Sequence[str]) -> None:
-        self._peers = [peer for peer in peers if peer.startswith(("http://", "https://"))]
-        self._denied_s: dict[tuple[HubRepo, str], float] = {}
+    def __init__(
+        self,
+        peers: Sequence[str],
+        maps: MapShelf,
+        shelf: HubShelf,
+        *,
+        reach: Reach | None = None,
+        meet: Meet | None = None,
+    ) -> None:
+        self.maps = maps
+        self._shelf = shelf
+        self._peers = tuple(peers)
+        self._reach = reach
+        self._meet = meet
+        self._denied_s: dict[tuple[HubRepo, str, bool], float] = {}
 
-    async def ask(self, repo: HubRepo, revision: str) -> KeptCommit | None:
-        """The first usable map that a peer has, None if there is none; never raises for a peer's faults."""
+    async def ask(
+        self, repo: HubRepo, revision: str, again: bool = False, *, search: bool = False
+    ) -> KeptCommit | None:
+        """What the best map of it says, None if there is none; never raises for a peer's faults.
+
+        search: also looks on the network for nodes that announced a map of the commit, for up to SEARCH_S. again: so
+        too, and also if nobody had one a moment ago.
+        """
+        search = search or again
+        if is_commit(revision) and (found := await in_thread(self._usable, repo, revision)):
+            return claimed_commit(found[0])
         now_s = asyncio.get_running_loop().time()
-        if now_s - self._denied_s.get((repo, revision), -DENIED_S) < DENIED_S:
+        denied_s = max(self._denied_s.get((repo, revision, far), -DENIED_S) for far in {search, True})
+        if not again and now_s - denied_s < DENIED_S:
             return None
-        for url in self._peers:
-            try:
-                said = await peer_map(url, repo, revision)
-                if said is not None:
-                    return await asyncio.to_thread(_read, said, url, repo, revision)
-            except SourceUnavailable as exc:
-                log.info("hub.no_map source=%s repo=%s code=%s", url, repo, exc.code)
-            except (msgspec.MsgspecError, ValueError, InvalidCid, UnsafeContent, RecursionError) as exc:
-                log.warning("hub.bad_map source=%s repo=%s reason=%s", url, repo, ascii(str(exc))[:200])
-        self._denied_s[repo, revision] = now_s
-        while len(self._denied_s) > MAX_ENTRIES:
+        best = await self._ask_peers(repo, revision)
+        if best is None and search and is_commit(revision):
+            best = await self._search(repo, revision)
+        if best is not None:
+            return claimed_commit(best)
+        self._denied_s[repo, revision, search] = now_s
+        while len(self._denied_s) > _MAX_DENIED:
             del self._denied_s[next(iter(self._denied_s))]
         return None
 
+    async def ask_one(self, peer: str, repo: HubRepo, revision: str) -> MapAnswer | None:
+        """What this peer (a URL or a PeerID) answers, its maps not verified; None for none. Raises Unavailable."""
+        where = peer_id(peer)
+        if where is not None and self._reach is None:
+            raise Unavailable("this node opens no tunnels, so it reaches no PeerID", code="no_tunnels")
+        reached = self._reach(where) if where is not None and self._reach is not None else nullcontext(peer)
+        async with reached as url:
+            said = await peer_map(url, repo, revision)
+        return None if said is None else await in_thread(_decoded, said, repo, revision, peer)
 
-def _read(data: bytes, url: str, repo: HubRepo, revision: str) -> KeptCommit:
-    """Hidden files are left out: no root has them, so no peer gives them. Raises ValueError and its kin."""
-    said = msgspec.json.decode(data, type=KeptCommit)
-    if said.of_repo != repo or not is_commit(said.commit) or (is_commit(revision) and said.commit != revision):
-        raise ValueError("it is of something else")
-    if said.restricted or len(said.entries) > MAX_ENTRIES:
-        raise ValueError("it is of a restricted repository, or too large")
-    for entry in said.entries:
-        _check_entry(entry)
-    check_tree((e.path for e in said.entries if not e.folder), (e.path for e in said.entries if e.folder))
-    for cid in (*said.cids.values(), *([said.root] if said.root else [])):
-        Cid.parse(cid)
-    entries = tuple(entry for entry in said.entries if not is_hidden(entry.path))
-    return replace(said, entries=entries, said=_words(said.said), source=url, claimed=True)
+    async def refuted(
+        self, repo: HubRepo, commit: str, path: str, reason: str, *, root: Cid | None = None
+    ) -> list[str]:
+        """What maps say of that file is wrong: those that say it (that have this root, where one is named) are thrown
+        away. Their signers."""
+        return await in_thread(self._refute, repo, commit, path, reason, root)
+
+    # private
+
+    def _refute(self, repo: HubRepo, commit: str, path: str, reason: str, root: Cid | None) -> list[str]:
+        found = [kept for kept in self.maps.of(repo, commit) if root is None or same_cid(kept.opened.map.root, root)]
+        for kept in found:
+            self.maps.refute(kept, path, reason)
+        return [kept.opened.signer for kept in found]
+
+    async def _ask_peers(self, repo: HubRepo, revision: str) -> KeptMap | None:
+        """All at once; the first that has a whole map is enough."""
+        asking = [asyncio.create_task(self._asked(peer, repo, revision), name=f"map of {peer}") for peer in self._peers]
+        return await _best(asking)
+
+    async def _asked(self, peer: str, repo: HubRepo, revision: str) -> KeptMap | None:
+        try:
+            answer = await self.ask_one(peer, repo, revision)
+            return None if answer is None else await in_thread(self._taken, answer, repo)
+        except Unavailable as exc:
+            log.info("hub.no_map source=%s repo=%s code=%s", peer, repo, exc.code)
+        except NodeError as exc:
+            log.warning("hub.bad_map source=%s repo=%s reason=%s", peer, repo, ascii(str(exc))[:200])
+        return None
+
+    async def _search(self, repo: HubRepo, commit: str) -> KeptMap | None:
+        """Of those who announced that they have a map of it, the first that gives one."""
+        if self._meet is None:
+            return None
+        meeting, _ = map_meeting(str(repo), commit)
+        try:
+            async with asyncio.timeout(SEARCH_S), aclosing(self._meet(meeting)) as found:
+                async for source in found:
+                    name = source.name
+                    await source.aclose()
+                    if (kept := await self._asked(name, repo, commit)) is not None:
+                        return kept
+        except TimeoutError:
+            log.info("hub.no_map source=network repo=%s commit=%s", repo, commit)
+        return None
+
+    def _taken(self, answer: MapAnswer, repo: HubRepo) -> KeptMap | None:
+        """The best of them. Blocks. Raises NodeError where none is good."""
+        failure: NodeError | None = None
+        good: list[KeptMap] = []
+        for parcel in answer.maps[:MAX_PARCELS]:
+            try:
+                kept = self.maps.take(parcel, repo, answer.commit)
+            except NodeError as exc:
+                failure = exc
+                continue
+            if self._holds(kept):
+                good.append(kept)
+        if not good and failure is not None:
+            raise failure
+        return max(good, key=lambda kept: kept.opened.map.known, default=None)
+
+    def _usable(self, repo: HubRepo, commit: str) -> list[KeptMap]:
+        return [kept for kept in self.maps.of(repo, commit) if self._holds(kept)]
+
+    def _holds(self, kept: KeptMap) -> bool:
+        """Whether a map agrees with itself, and with what the Hub said as far as that is here. Else it is refuted."""
+        found = kept.opened.map
+        said = self._shelf.commit(HubRepo(found.repo, found.repo_type), found.commit)
+        wrong = own_fault(found) if said is None or said.claimed else fault(found, said)
+        if wrong is not None:
+            self.maps.refute(kept, wrong.path, wrong.reason)
+        return wrong is None
 
 
-def _check_entry(entry: TreeEntry) -> None:
-    lfs = entry.lfs
-    sizes = (entry.size,) if lfs is None else (entry.size, lfs.size, lfs.pointer_size)
-    if not _SHA1.fullmatch(entry.oid) or any(not 0 <= size < 1 << 63 for size in sizes):
-        raise ValueError(f"{entry.path[:80]!a} has no usable oid or size")
-    if lfs is not None and (not _SHA256.fullmatch(lfs.sha256) or lfs.size != entry.size):
-        raise ValueError(f"{entry.path[:80]!a} has no usable oid or size")
+def _decoded(said: bytes, repo: HubRepo, revision: str, peer: str) -> MapAnswer:
+    """Raises SourceUnavailable(bad_source) for what is no answer to what was asked."""
+    try:
+        answer = msgspec.json.decode(said, type=MapAnswer)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise SourceUnavailable(f"{peer} answers no map: {exc}", source=peer, code="bad_source") from exc
+    commit = revision if is_commit(revision) else answer.commit
+    if not is_commit(commit) or answer.commit != commit or (answer.repo, answer.kind) != (repo.id, repo.kind):
+        raise SourceUnavailable(f"{peer} answers of something else", source=peer, code="bad_source")
+    return answer
 
 
-def _words(said: Mapping[str, object]) -> dict[str, object]:
-    def is_plain(value: object) -> bool:
-        return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 1000)
-
-    tags = said.get("tags")
-    kept: dict[str, object] = {key: value for key, value in said.items() if key in _WORDS and is_plain(value)}
-    return {**kept, "tags": [tag for tag in tags if is_plain(tag)][:1000] if isinstance(tags, list) else []}
+async def _best(asking: list[asyncio.Task[KeptMap | None]]) -> KeptMap | None:
+    best: KeptMap | None = None
+    try:
+        for done in asyncio.as_completed(asking):
+            found = await done
+            if found is not None and (best is None or found.opened.map.known > best.opened.map.known):
+                best = found
+            if best is not None and best.opened.map.root is not None:
+                break
+    finally:
+        for task in asking:
+            task.cancel()
+        if asking:
+            await asyncio.wait(asking)
+    return best

@@ -56,6 +56,7 @@ class HubMirror:
         pins: Pins,
         seeder: Seeder,
         group: asyncio.TaskGroup,
+        claims: Claims,
     ) -> None:
         """pins: whose fetches and origins are shared."""
         self.shelf = shelf
@@ -63,7 +64,7 @@ class HubMirror:
         self._seeder = seeder
         self._group = group
         self._config = config
-        self._claims = claims = Claims(config.peers)
+        self._claims = claims
         self.receiver = pins.receiver
         self.nearby = pins.nearby = Nearby(store, pins.fetcher, claims, pins.open_nearby, pins.discover)
         self._files = HubFiles(store, shelf, self.receiver, self._source, self.nearby, self._is_reachable, self._landed)
@@ -200,7 +201,7 @@ class HubMirror:
         except AuthRequired:
             raise
         except SourceUnavailable:
-            claim = await self._claims.ask(repo, revision)
+            claim = await self._claims.ask(repo, revision, search=True)
             if claim is None:
                 raise
             log.info("hub.claimed repo=%s commit=%s source=%s", repo, claim.commit, claim.source)

@@ -105,6 +105,7 @@ class HubShelf:
     cannot be written is kept in memory as long as there is room."""
 
     def __init__(self, cache: Path, *, now_s: Callable[[], float] = time.time) -> None:
+        self.rooted: Callable[[KeptCommit], None] = lambda _: None  # told of each root that is noted; may block
         self._root = cache / "hub" / SHELF
         self._now_s = now_s
         for left in self._root.glob("*/*.tmp"):  # by a crash
@@ -152,14 +153,14 @@ class HubShelf:
         return known.commit, age_s if age_s >= 0 and not known.claimed else math.inf
 
     def keep(self, kept: KeptCommit, revision: str | None = None) -> KeptCommit:
-        """Writes an answer down, and that revision meant this commit just now. CIDs that are known stay known, and what
-        the Hub itself said is not replaced by a peer's word."""
+        """Writes an answer down, and that revision meant this commit just now. CIDs that are known stay known, but for
+        those that only a peer claimed; what the Hub itself said is not replaced by a peer's word."""
         repo, source, claimed = kept.of_repo, kept.source, kept.claimed
         with self._lock:
             old = self._recent.get((repo, kept.commit)) or self.commit(repo, kept.commit)
             if old is not None and kept.claimed and not old.claimed:
                 kept = old
-            elif old is not None and old.entries == kept.entries:
+            elif old is not None and old.entries == kept.entries and old.claimed <= kept.claimed:
                 kept = replace(kept, root=kept.root or old.root, cids={**old.cids, **kept.cids})
             if kept != old:
                 self._write(repo, f"{kept.commit}.json", kept)
@@ -177,8 +178,11 @@ class HubShelf:
         """CIDs of files that were stored here, so checked against their oids."""
         with self._lock:
             kept = self.commit(repo, commit)
-            if kept is not None:
-                self.keep(replace(kept, cids={**kept.cids, **cids}, root=root or kept.root))
+            if kept is None:
+                return
+            kept = self.keep(replace(kept, cids={**kept.cids, **cids}, root=root or kept.root))
+        if root is not None:
+            self.rooted(kept)
 
     # private
 

@@ -37,6 +37,12 @@ class Peers:
             stall_timeout_s=self._config.stall_timeout_s,
         )
 
+    @asynccontextmanager
+    async def reached(self, peer_id: str) -> AsyncIterator[str]:
+        """URL of that node's own listener, through a tunnel that stays open while inside. Raises as `Tunnels.open`."""
+        async with self.tunnels.using(peer_id) as tunnel:
+            yield tunnel.url
+
     def providers(self, root: Cid) -> AsyncGenerator[TunnelSource, None]:
         """See `Discovery.providers`."""
         return self._discovery.providers(root)

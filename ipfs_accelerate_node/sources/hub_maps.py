@@ -1,4 +1,4 @@
-"""A peer's map of a commit: what the Hub said of it there, and under which CIDs its files are."""
+"""Maps of a commit as a peer's HTTP interface gives them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ MAP_STALL_S = 5.0
 
 
 async def peer_map(url: str, repo: HubRepo, revision: str) -> bytes | None:
-    """The map that the peer at that origin has, not looked into; None if it has none. Raises SourceUnavailable."""
+    """What the peer at that origin answers when it is asked for its map, not looked into; None if it has none. Raises
+    SourceUnavailable."""
     origin = Origin.parse(url)
     asked = Asked(str(origin))
-    query = urlencode({"repo": repo.id, "kind": repo.kind, "revision": revision})
+    query = urlencode({"repo": f"{repo.id}@{revision}", "kind": repo.kind})
     async with (
         GuardedSession([origin], pace=Pace(first_byte_s=MAP_FIRST_BYTE_S, stall_s=MAP_STALL_S)) as session,
         session.request("GET", origin.url("/api/maps", query), asked, {"Accept": "application/json"}) as reply,
