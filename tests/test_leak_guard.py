@@ -124,7 +124,7 @@ async def test_no_way_leads_to_it_before_it_is_shared_nor_after_that_is_undone(
         after = await given(node, peer, repo, root, below)
         content = {f"/ipfs/{cid}?format=raw" for cid in below}
         assert after >= content | {f"/ipfs/{root}/{path}" for path in FILES} | {f"/api/have/{root}", f"HEAD {root}"}
-        assert not [path for path in after if path.startswith((f"/{repo}/", f"/api/models/{repo}", "/api/maps"))]
+        assert not [path for path in after if path.startswith((f"/{repo}/", f"/api/models/{repo}"))]
         undone = (await node.admin("POST", "/api/share", json={"ref": str(root), "undo": True})).json
         assert (undone["public"], undone["root"]) == (False, str(root))
         assert await given(node, peer, repo, root, below) == set()
