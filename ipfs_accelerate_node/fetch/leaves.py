@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ipfs_accelerate_node.content.cid import Buffer, Cid
@@ -24,6 +24,7 @@ RANGES_EACH = 2  # at a time of one source, so that one goes on while the other'
 FAST = 100 << 20  # bytes a second: so near a source sends one range after another, and the file grows in order
 MAX_RANGES = 10  # … of all together; each may hold a few MiB
 ASK_AGAIN_S = (0.1, 1.0)  # what a node has that is still fetching: at first so often, later so seldom
+LOOK_S = 0.05  # whether others ask us for it
 PATIENCE_S = 30.0  # with a node that is still fetching and gets nothing more
 
 
@@ -47,9 +48,16 @@ class Leaves:
     """Owns what is still missing of every file; a file is made a blob as soon as nothing is."""
 
     def __init__(
-        self, landing: Landing, came: Came, durability: Durability, schedule: Schedule, executor: Executor, start: int
+        self,
+        landing: Landing,
+        came: Came,
+        durability: Durability,
+        schedule: Schedule,
+        executor: Executor,
+        start: int,
+        others_ask: Callable[[], bool] = lambda: False,
     ) -> None:
-        """start: as `Planner`."""
+        """start: as `Planner`. others_ask: whether other nodes ask this one for what is fetched."""
         self._landing = landing
         self._came = came
         self._durability = durability
@@ -59,6 +67,8 @@ class Leaves:
         self._root: Cid | None = None
         self._files: list[_Open] = []
         self._others: dict[int, list[_Target]] = {}  # further places of a leaf
+        self._others_ask = others_ask
+        self._looked_at = 0.0
         self._planner = Planner((), ())
         self._intake = Intake(self._planner, self)
         self._blocks_only: set[tuple[Standing, Cid]] = set()
@@ -146,6 +156,9 @@ class Leaves:
     def next(self, standing: Standing, now: float) -> Lease | None:
         if self._ranges_open >= MAX_RANGES:
             return None
+        if now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            self._planner.courted = self._others_ask()
         lease = self._planner.next(standing, now, standing.meter.rate(now))
         self._ranges_open += lease is not None
         return lease

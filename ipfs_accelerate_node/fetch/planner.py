@@ -4,16 +4,17 @@ The leaves of all files are numbered in one row; a set of them is an integer wit
 is a few machine operations however large the model is. A source gets a lease of consecutive leaves of one file, as many
 as it brings in about a second. When nothing is free any more, a source without work takes over the far end of the lease
 that would end last; and when only leaves are left whose bytes are on their way already, it races for those: each is
-then on its way twice at most. So a source that slows down or stalls loses its leaves to the others, and the last leaf
-comes from whoever is fast.
+then on its way twice at most, not counting sources that have fallen silent, and once from any source. So a source that
+slows down or stalls loses its leaves to the others, and the last leaf comes from whoever is fast.
 
 While some sources are themselves still fetching (their `Held` says what they have), a complete one is asked first for
-what none of them has, from a starting point of our own: so nodes that fetch the same model at the same time have
+what none of them has, in small leases at places of our own: so nodes that fetch the same model at the same time have
 different parts to exchange, and the complete one sends little more than one copy.
 """
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +25,14 @@ from ipfs_accelerate_node.sources.source import Held
 LEASE_S = 0.75  # of work at a source's measured rate …
 MIN_LEASE_BYTES = 4 << 20  # … but at least so much, also before anything was measured
 MAX_LEASE_BYTES = 256 << 20
-SWARM_LEASE_BYTES = 8 << 20  # among nodes that are still fetching: what they have changes quickly
+SWARM_LEASE_BYTES = 4 << 20  # among nodes that are still fetching: what they have changes quickly
 STEAL_AFTER_S = 0.3  # a lease that ends sooner is left alone
 RACE_AFTER_S = 0.5
 RACE_BYTES = 4 << 20  # raced for at a time
 SWARM_PATIENCE_S = 2.0  # a complete source is not asked for what the others will have given by then
 SILENT_S = 0.4  # a lease that brings nothing for so long is late
-SWARM_LAST_PART = 0.25  # of the leaves: which a complete source is not asked for while the others get more of it …
+DEAD_S = 2.0  # … and for so long is not counted on: who else could bring its leaves may race for them too
+SWARM_LAST_PART = 0.45  # of the leaves: which a complete source is not asked for while the others get more of it …
 SWARM_STILL_S = 1.0  # … which must not take longer than this …
 SWARM_DELAY = 0.25  # … nor altogether more than that and this part of the time until then
 _ASSUMED_RATE = 20 << 20  # bytes a second, where nothing was measured yet
@@ -89,7 +91,7 @@ class Planner:
     """Owns which leaf is free, on its way or here.
 
     files: distinct ones. missing: of each the leaves that are wanted (bit i is leaf i). start: of all leaves, counted
-    through, where to begin among nodes that fetch together; any number.
+    through, where to begin among nodes that fetch together; any number, from which all further places follow.
     """
 
     def __init__(self, files: Sequence[FilePlan], missing: Sequence[int], *, start: int = 0) -> None:
@@ -102,6 +104,8 @@ class Planner:
             self.missing |= mask << base
         self._free = self.missing
         self._start = start % max(1, self._bases[-1])
+        self._random = random.Random(start)
+        self.courted = False  # others ask us for what we fetch: who has not all of it may be fetching it too
         self._reaches: dict[Hashable, _Reach] = {}
         self._leases: list[Lease] = []
         self._total = self.missing.bit_count()
@@ -217,7 +221,7 @@ class Planner:
         """Of what nobody has on the way."""
         if not free:
             return None
-        swarm = [r for other, r in self._reaches.items() if r.growing and not r.away and other is not holder]
+        swarm = [r for other, r in self._reaches.items() if self._grows(r) and not r.away and other is not holder]
         limit, start = MAX_LEASE_BYTES, 0
         if swarm or reach.growing:
             limit, start = SWARM_LEASE_BYTES, self._start
@@ -230,7 +234,11 @@ class Planner:
             free = rare or free
         want = min(limit, max(MIN_LEASE_BYTES, int((reach.rate or 0) * LEASE_S)))
         first = _lowest(free, start)
+        self._start = self._random.randrange(self._bases[-1])
         return self._lease(holder, first, self._end_of_run(free, first, want), now, race=False)
+
+    def _grows(self, reach: _Reach) -> bool:
+        return reach.growing or (self.courted and reach.has is not None)
 
     def _holds_back(self, now: float) -> bool:
         """Whether the last part is left to those who are still fetching: for a while, as long as they get more of
@@ -275,9 +283,9 @@ class Planner:
     def _raced_for(self, holder: Hashable, able: int, now: float, rate: float | None) -> Lease | None:
         """Leaves of another's lease that are late."""
         best: tuple[float, int] | None = None
-        twice = self._on_the_way_twice()
+        taken = self._on_the_way_twice(now) | self._on_the_way_from(holder)
         for lease in self._leases:
-            left = _span(lease.first, lease.stop) & self.missing & ~twice
+            left = _span(lease.first, lease.stop) & self.missing & ~taken
             if lease.holder is holder or not left & able:
                 continue
             size = self._bytes(left)
@@ -290,9 +298,18 @@ class Planner:
         first = _lowest(best[1], 0)
         return self._lease(holder, first, self._end_of_run(best[1], first, RACE_BYTES), now, race=True)
 
-    def _on_the_way_twice(self) -> int:
+    def _on_the_way_from(self, holder: Hashable) -> int:
+        own = 0
+        for lease in self._leases:
+            own |= _span(lease.first, lease.stop) if lease.holder is holder else 0
+        return own
+
+    def _on_the_way_twice(self, now: float | None = None) -> int:
+        """now: leases that have been silent for DEAD_S by then do not count."""
         once = twice = 0
         for lease in self._leases:
+            if now is not None and now - lease.last >= DEAD_S:
+                continue
             part = _span(lease.first, lease.stop) & self.missing
             twice |= once & part
             once |= part

@@ -35,6 +35,7 @@ from ipfs_accelerate_node.store import Provenance, Reservation, Store, StoredMod
 from ipfs_accelerate_node.store.underway import Arriving
 
 UNBOUNDED_BYTES = 2**63 - 1
+ASKED_WITHIN_S = 1.5  # a node that fetches with us asks more often
 SOURCES_EVERY_S = 0.2  # what the sources do is told at most so often; bytes whenever they come
 
 Discover = Callable[[Cid], AsyncIterator[Source]]
@@ -181,8 +182,15 @@ class Run:
         files = into.wanted(plan)
         self._total = sum(file.size for file in files)
         self._arriving = self._store.underway.announce(plan, nodes, public=into.public)
+        asked = frozenset((plan.root.canonical, *(file.cid.canonical for file in files)))
         leaves = Leaves(
-            self._landing, self._came, self._durability, self._schedule, self._executor, random.getrandbits(62)
+            self._landing,
+            self._came,
+            self._durability,
+            self._schedule,
+            self._executor,
+            random.getrandbits(62),
+            lambda: self._store.underway.asked_for(asked, ASKED_WITHIN_S),
         )
         here, before = await leaves.open(plan, files)
         self._done = here

@@ -13,7 +13,9 @@ Everything blocks for its I/O only, and may be called from any thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections import OrderedDict
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ipfs_accelerate_node.content.cid import Cid
@@ -21,6 +23,8 @@ from ipfs_accelerate_node.content.plan import FilePlan, Leaf, ModelPlan
 from ipfs_accelerate_node.store.index import Index
 from ipfs_accelerate_node.store.models import Models
 from ipfs_accelerate_node.store.partials import Partials
+
+_ASKED_KEPT = 1024  # of the latest CIDs that others asked for
 
 _NOT_PUBLIC = (  # files that no public model holds, also those of no model
     "SELECT cid FROM files WHERE NOT EXISTS"
@@ -82,6 +86,7 @@ class Underway:
         self._partials = partials
         self._lock = threading.Lock()
         self._arriving: list[Arriving] = []
+        self._asked_s: OrderedDict[Cid, float] = OrderedDict()  # when last, latest last
 
     def announce(self, plan: ModelPlan, nodes: Iterable[tuple[Cid, bytes]], *, public: bool) -> Arriving:
         """From now on others see what is here of the plan's root. Ends with `withdraw` of what this returns."""
@@ -100,6 +105,7 @@ class Underway:
     def names(self, cid: Cid, *, public_only: bool) -> bool:
         """Whether a fetch that this caller may see has this root, directory, file or leaf in its plan."""
         cid = cid.canonical
+        self._note(cid)
         return any(arriving.names(cid) for arriving in self._seen(public_only))
 
     def file(self, cid: Cid, *, public_only: bool) -> FilePlan | None:
@@ -130,6 +136,7 @@ class Underway:
 
     def have(self, root: Cid, *, public_only: bool) -> Have | None:
         """What is here of a stored model, or of one that is being fetched; None if there is neither for this caller."""
+        self._note(root.canonical)
         coming = (a.plan for a in self._seen(public_only) if a.plan.root.canonical == root.canonical)
         plan = next(coming, None)  # asked first: a fetch is withdrawn only after its model was committed
         model = self._models.shelf.model(root)
@@ -143,7 +150,26 @@ class Underway:
         whole = model is not None and all(_is_full(file) for file in files)
         return Have(root.canonical, whole, files)
 
+    def asked_for(self, cids: Container[Cid], within_s: float) -> bool:
+        """Whether others asked this node lately for a root, directory or file of those (canonical), here or not: then
+        somebody fetches it too."""
+        now = time.monotonic()
+        with self._lock:
+            for cid, asked_s in reversed(self._asked_s.items()):
+                if now - asked_s > within_s:
+                    return False
+                if cid in cids:
+                    return True
+        return False
+
     # private
+
+    def _note(self, cid: Cid) -> None:
+        with self._lock:
+            self._asked_s[cid] = time.monotonic()
+            self._asked_s.move_to_end(cid)
+            if len(self._asked_s) > _ASKED_KEPT:
+                self._asked_s.popitem(last=False)
 
     def _seen(self, public_only: bool) -> Iterator[Arriving]:
         with self._lock:
