@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import Daemon, start_cli
+from tests.support.hub import FakeHub
 
 CANARY = "canary-93f1c0"
 
@@ -22,7 +23,12 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
 
 @pytest.mark.timeout(60)
 async def test_doctor_without_a_daemon(tmp_path: Path) -> None:
-    env = {"HF_TOKEN": CANARY, "HF_ENDPOINT": "http://127.0.0.1:7777", "IPFS_ACCELERATE_NODE_PORT": "7777"}
+    env = {
+        "HF_TOKEN": CANARY,
+        "HF_HUB_OFFLINE": "1",
+        "HF_ENDPOINT": "http://127.0.0.1:7777",
+        "IPFS_ACCELERATE_NODE_PORT": "7777",
+    }
     process = await start_cli(tmp_path, "doctor", "--json", env=env)
     async with asyncio.timeout(50):
         out, err = await process.communicate()
@@ -31,7 +37,7 @@ async def test_doctor_without_a_daemon(tmp_path: Path) -> None:
     assert err == b""
     assert (process.returncode == 0) == told["healthy"]
     assert CANARY.encode() not in out
-    assert findings["Hub token"]["found"] == "there is one, from HF_TOKEN"
+    assert findings["Hub token"]["found"] == "there is one, from HF_TOKEN; not checked, as offline mode is on"
     assert findings["HF_ENDPOINT"]["found"].endswith("right for Hugging Face tools")
     assert (findings["daemon"]["state"], findings["daemon"]["mend"]) == ("missing", "start it with: ian up")
     assert {"program", "settings", "disk", "port", "Kubo", "accelerators"} <= findings.keys()
@@ -95,3 +101,20 @@ async def test_doctor_looks_at_the_cache_that_was_named_also_without_settings(tm
     findings = {finding["name"]: finding for finding in json.loads(out)["findings"]}
     assert findings["settings"]["state"] == "broken"
     assert findings["disk"]["found"].endswith(str(tmp_path / "cache"))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("known", "state", "said"),
+    [([CANARY], "ok", "takes it, of someone"), ([], "missing", "refuses it: invalid or expired")],
+)
+async def test_doctor_asks_the_hub_about_the_token(tmp_path: Path, known: list[str], state: str, said: str) -> None:
+    async with FakeHub(known) as hub:
+        env = {"HF_TOKEN": CANARY, "IPFS_ACCELERATE_NODE_HF_UPSTREAM": hub.url}
+        process = await start_cli(tmp_path, "doctor", "--json", env=env)
+        async with asyncio.timeout(50):
+            out, err = await process.communicate()
+        [finding] = [f for f in json.loads(out)["findings"] if f["name"] == "Hub token"]
+        assert (finding["state"], said in finding["found"]) == (state, True)
+        assert CANARY.encode() not in out + err
+        assert {seen.path for seen in hub.seen} == {"/api/whoami-v2"}

@@ -13,8 +13,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from ipfs_accelerate_node.fetch.hub_shelf import KeptCommit
 from ipfs_accelerate_node.fetch.jobs import PinJob
 from ipfs_accelerate_node.fetch.pins import Wish
+from ipfs_accelerate_node.sources.hub_answers import TreeEntry
+from ipfs_accelerate_node.sources.hub_names import HubRepo
 from tests.support.hub import FakeHub
 from tests.support.running import Running, running
 
@@ -116,15 +119,16 @@ async def test_a_client_of_the_endpoint_does_not_notice(cache: Path, hub: FakeHu
     async with silent_while(hub, first) as peer, running(cache, hf_upstream=hub.url, peers=(peer,)) as node:
         reply = await node.ask("GET", "/org/big/resolve/main/config.json")
         assert reply.body == FILES["config.json"]
-        file = await node.node.hub.file(*await _entry(node, "model.safetensors"), None)
+        kept, entry = await _entry(node, "model.safetensors")
+        file = await node.node.hub.file(kept, entry, None)
         assert file.path.read_bytes() == WEIGHTS
 
 
-async def _entry(node: Running, path: str) -> Any:
-    from ipfs_accelerate_node.sources.hub_names import HubRepo
-
+async def _entry(node: Running, path: str) -> tuple[KeptCommit, TreeEntry]:
     kept = await node.node.hub.commit(HubRepo("org/big"), "main", None)
-    return kept, kept.file(path)
+    entry = kept.file(path)
+    assert entry is not None
+    return kept, entry
 
 
 async def test_nobody_has_the_rest(cache: Path, hub: FakeHub) -> None:
@@ -133,7 +137,7 @@ async def test_nobody_has_the_rest(cache: Path, hub: FakeHub) -> None:
     async with running(cache, hf_upstream=hub.url) as node:
         job = await pinned(node, "hf:org/big")
         assert job.error is not None
-        steps = [(step["step"], step["outcome"]) for step in job.error["chain"]]  # type: ignore[index, attr-defined]
+        steps = [(step["step"], step["outcome"]) for step in job.error["chain"]]  # type: ignore[attr-defined]
         assert steps == [("here", "absent"), ("map", "absent"), ("hub", "failed"), ("map", "absent")]
         hub.budget = None
         shares_now = shares(await pinned(node, "hf:org/big"))

@@ -5,6 +5,7 @@ Accelerators are asked for in another process, because that imports torch.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -26,7 +27,8 @@ from ipfs_accelerate_node.cli.options import json_option
 from ipfs_accelerate_node.cli.render import clean, print_json, size
 from ipfs_accelerate_node.config import PREFIX, Config, config_file, default_cache, load_config
 from ipfs_accelerate_node.config_values import is_loopback
-from ipfs_accelerate_node.errors import EXIT_FAILURE, InvalidConfig, NodeError
+from ipfs_accelerate_node.errors import EXIT_FAILURE, AuthRequired, InvalidConfig, NodeError
+from ipfs_accelerate_node.sources.hub import HubSource
 
 State = Literal["ok", "missing", "broken"]
 ASK_TIMEOUT_S = 5.0
@@ -235,12 +237,28 @@ def _kubo_binary(config: Config) -> str | None:
 
 
 def _token(config: Config, env: Mapping[str, str]) -> Finding:
-    """Whether there is one, never what it is."""
+    """Whether there is one and the Hub takes it, never what it is."""
     if config.hf_token is None:
         mend = "for gated or private models: set HF_TOKEN, or `hf auth login`"
         return Finding("Hub token", "missing", "none; public models work without", mend)
     named = [v for v in ("IPFS_ACCELERATE_NODE_HF_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if env.get(v)]
-    return Finding("Hub token", "ok", f"there is one, from {named[0] if named else 'a file'}")
+    found = f"there is one, from {named[0] if named else 'a file'}"
+    if config.hf_offline:
+        return Finding("Hub token", "ok", f"{found}; not checked, as offline mode is on")
+    try:
+        whose = asyncio.run(_owner(config))
+    except AuthRequired:
+        mend = "make a new one at the Hub's settings and set HF_TOKEN, or `hf auth login`"
+        return Finding("Hub token", "missing", f"{found}; {config.hf_upstream} refuses it: invalid or expired", mend)
+    except (NodeError, TimeoutError) as exc:
+        return Finding("Hub token", "ok", f"{found}; not checked: {exc or 'no answer in time'}")
+    return Finding("Hub token", "ok", f"{found}; {config.hf_upstream} takes it, of {whose}")
+
+
+async def _owner(config: Config) -> str:
+    async with asyncio.timeout(ASK_TIMEOUT_S * 2):
+        async with HubSource(config.hf_upstream, token=config.hf_token, backoff_s=0.2) as hub:
+            return str((await hub.identity()).get("name", "an account without a name"))
 
 
 def _endpoint(config: Config, daemon_url: str | None, env: Mapping[str, str]) -> Iterator[Finding]:
