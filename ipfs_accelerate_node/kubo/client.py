@@ -327,6 +327,12 @@ class KuboClient:
         )
         return str(answer["Name"])
 
+    async def name_resolve(self, peer_id: str, *, timeout_s: float) -> Cid:
+        """What the IPNS name of that key points to now; the daemon checks the name's own signature."""
+        query = [("arg", f"/ipns/{peer_id}"), ("recursive", "false"), ("nocache", "true")]
+        answer = await self._one(calls.NAME_RESOLVE, query, timeout_s=timeout_s)
+        return _cid(str(answer.get("Path")).removeprefix("/ipfs/"))
+
     # --- plumbing
 
     async def _one(
