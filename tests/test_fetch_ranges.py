@@ -193,6 +193,31 @@ async def test_a_search_that_finds_nobody_ends(store: Store) -> None:
         await Fetcher(store).fetch(MODEL.root, [], reference="x", discover=discover)
 
 
+async def test_a_path_is_found_through_who_is_discovered(store: Store) -> None:
+    found, closed = Ranged(MODEL), asyncio.Event()
+
+    async def aclose() -> None:
+        closed.set()
+
+    found.aclose = aclose  # type: ignore[method-assign]  # the one of this object
+
+    async def discover(root: Cid) -> AsyncIterator[Source]:
+        assert root == MODEL.root
+        await asyncio.sleep(0)
+        yield found
+
+    assert await Fetcher(store).resolve(MODEL.root, "a.bin", [], discover=discover) == BIG.cid
+    assert closed.is_set()
+    with pytest.raises(NoSource):
+        await Fetcher(store).resolve(MODEL.root, "a.bin", [])
+
+
+async def test_the_receipt_says_how_long_a_source_had_work(store: Store) -> None:
+    fetched = await fetch(store, Ranged(MODEL))
+    (share,) = fetched.sources
+    assert 0 < share.seconds <= fetched.seconds
+
+
 async def test_only_some_files_and_the_others_later(store: Store) -> None:
     source = Ranged(MODEL)
     fetched = await fetch(store, source, only=("b.*", "config.json"))

@@ -20,7 +20,8 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import BadContent, Conflict, NodeError, NotFound
 from ipfs_accelerate_node.fetch.experience import remembered
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
-from ipfs_accelerate_node.fetch.run import Discover, Into, Run, single_block
+from ipfs_accelerate_node.fetch.run import Discover, Into, Run
+from ipfs_accelerate_node.fetch.single import BlockReader
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.sources.source import Source
 from ipfs_accelerate_node.store import Store, StoredModel
@@ -104,21 +105,25 @@ class Fetcher:
             del self._flights[key]
             flight.ended.set()
 
-    async def resolve(self, root: Cid, path: str, sources: Sequence[Source]) -> Cid:
-        """What path means below root, reading only the directories on the way, from the store or from sources.
+    async def resolve(
+        self, root: Cid, path: str, sources: Sequence[Source], *, discover: Discover | None = None
+    ) -> Cid:
+        """What path means below root, reading only the directories on the way, from the store or from sources; from
+        those that discover finds where these cannot help.
 
         Raises NotFound (no such entry), BadContent (a directory that is none), and as `fetch` does where no source has
         the block of a directory.
         """
         found = root
-        for name in filter(None, path.split("/")):
-            child = await self._child(found, name, sources)
-            if child is None:
-                raise NotFound(f"{root} has no {path[:200]!a}", cid=str(root.canonical))
-            found = child
+        async with BlockReader(root, sources, discover) as reader:
+            for name in filter(None, path.split("/")):
+                child = await self._child(found, name, reader)
+                if child is None:
+                    raise NotFound(f"{root} has no {path[:200]!a}", cid=str(root.canonical))
+                found = child
         return found.canonical
 
-    async def _child(self, folder: Cid, name: str, sources: Sequence[Source]) -> Cid | None:
+    async def _child(self, folder: Cid, name: str, reader: BlockReader) -> Cid | None:
         blocks: dict[Cid, bytes] = {}
         while len(blocks) <= MAX_SHARDS:
             try:
@@ -126,7 +131,7 @@ class Fetcher:
             except NotFound as exc:
                 missing = Cid.parse(str(exc.detail["cid"]))
             block = await in_thread(self._store.block, missing)
-            blocks[missing] = block or await single_block(missing, sources)
+            blocks[missing] = block or await reader.read(missing)
         raise BadContent(f"{folder} has too many levels on the way to {name[:80]!a}")
 
     async def _fly(

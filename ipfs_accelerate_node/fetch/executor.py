@@ -104,15 +104,13 @@ class Executor:
 
     def _start(self, stage: Stage[Job], standing: Standing, job: Job, now: float) -> None:
         assert self._group is not None
-        if not standing.jobs:
-            standing.meter.begin(now)
-        standing.jobs += 1
+        standing.begin(now)
         task = self._group.create_task(self._carry(stage, standing, job), name=f"from {standing.source.name}")
         self._jobs.setdefault(standing, set()).add(task)
         task.add_done_callback(partial(self._ended, stage, standing, job))
 
     def _ended(self, stage: Stage[Job], standing: Standing, job: Job, task: asyncio.Task[None]) -> None:
-        standing.jobs -= 1
+        standing.end(self._now())
         self._jobs[standing].discard(task)
         stage.release(job)
         self._stir.set()

@@ -204,7 +204,10 @@ class Pins:
             case RootRef(cid=cid, path=path):
                 async with AsyncExitStack() as stack:
                     sources = self.origins.open(stack, wish.source)
-                    root = await self.fetcher.resolve(cid, path, sources) if path else cid.canonical
+                    discover = self.origins.discovery(wish.source)
+                    root = cid.canonical
+                    if path:
+                        root = await self.fetcher.resolve(cid, path, sources, discover=discover)
                     self.jobs.change(job.id, root=str(root))
                     return await self.fetcher.fetch(
                         root,
@@ -213,7 +216,7 @@ class Pins:
                         reference=job.ref,
                         progress=progress,
                         only=wish.only or None,
-                        discover=self.origins.discovery(wish.source),
+                        discover=discover,
                     )
             case HubRef(repo=repo, revision=revision):
                 refuse_parts_of_hub(wish.only)
@@ -249,7 +252,7 @@ class Pins:
         """Peers that are configured; all others only for want of the Hub, which mostly is faster than a search."""
         if everyone:
             return self.origins.open(stack, None)
-        return [source for peer in self._config.peers for source in self.origins.open(stack, peer)]
+        return [source for peer in self.origins.peers for source in self.origins.open(stack, peer)]
 
     async def _ready_kubo(self) -> KuboClient:
         """Raises Unavailable."""

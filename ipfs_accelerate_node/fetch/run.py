@@ -19,7 +19,7 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan, ModelPlan
 from ipfs_accelerate_node.content.selection import selected
 from ipfs_accelerate_node.content.walk import DagWalk
-from ipfs_accelerate_node.errors import IntegrityError, NodeError, SourceUnavailable
+from ipfs_accelerate_node.errors import NodeError
 from ipfs_accelerate_node.fetch.durability import Durability
 from ipfs_accelerate_node.fetch.executor import Executor
 from ipfs_accelerate_node.fetch.landing import Landing
@@ -227,30 +227,3 @@ class Run:
         rate = self._meter.rate(now)
         left_s = None if not rate or self._total is None else max(0, self._total - self._done) / rate
         self._report(Progress(self._total, self._done, phase, self._schedule.last, self._sources, left_s))
-
-
-async def single_block(cid: Cid, sources: Sequence[Source]) -> bytes:
-    """One verified block from the first source that has it. Raises as a fetch does when none could."""
-    schedule = Schedule(sources)
-    clock = asyncio.get_running_loop().time
-    while True:
-        asked = False
-        for standing in list(schedule.ready(clock())):
-            if cid in standing.lacks:
-                continue
-            asked = True
-            standing.requests += 1
-            try:
-                block = await standing.source.read_block(cid)
-                await in_thread(cid.check, block, standing.source.name)
-                return block
-            except IntegrityError as exc:
-                schedule.rejected(standing, exc)
-            except SourceUnavailable as exc:
-                schedule.failed(standing, cid, exc, clock())
-        if asked:
-            continue
-        rest_until = schedule.rests_until(clock())
-        if rest_until is None:
-            raise schedule.verdict(cid)
-        await asyncio.sleep(max(0.0, rest_until - clock()))

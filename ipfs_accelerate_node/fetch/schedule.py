@@ -43,6 +43,8 @@ class Standing:
     requests: int = 0
     rejected: int = 0
     jobs: int = 0  # under way
+    seconds: float = 0.0  # with jobs under way, of those times that have ended
+    busy_since: float = 0.0
     lacks: dict[Cid, SourceUnavailable] = field(default_factory=dict)
     failure: NodeError | None = None
     barred: bool = False  # never again
@@ -55,7 +57,22 @@ class Standing:
 
     @property
     def share(self) -> SourceShare:
-        return SourceShare(self.source.name, self.source.kind, self.bytes, self.requests, self.rejected)
+        return SourceShare(
+            self.source.name, self.source.kind, self.bytes, self.requests, self.rejected, round(self.seconds, 3)
+        )
+
+    def begin(self, now: float) -> None:
+        """A job starts."""
+        if not self.jobs:
+            self.meter.begin(now)
+            self.busy_since = now
+        self.jobs += 1
+
+    def end(self, now: float) -> None:
+        """A job ended."""
+        self.jobs -= 1
+        if not self.jobs:
+            self.seconds += now - self.busy_since
 
     @property
     def last_error(self) -> NodeError | None:
