@@ -91,6 +91,9 @@ async def test_a_peer_and_the_hub_give_a_file_together(cache: Path, hub: FakeHub
         assert [(step.step, step.outcome) for step in job.receipt.chain] == [("here", "absent"), ("map", "used")]
         model = node.node.find("big")
         assert model.root == first.node.find("hf:org/big").root
+        commit = hub.repos["org/big"].refs["main"]
+        assert node.node.find(f"hf:org/big@{commit}").root == model.root
+        assert (model.provenance.kind, model.provenance.hub_commit) == ("hf", commit)
         assert {path: (model.path / path).read_bytes() for path in SHOWN} == SHOWN
         again = await pinned(node, "hf:org/big")
         assert again.receipt is not None
@@ -129,6 +132,27 @@ async def _entry(node: Running, path: str) -> tuple[KeptCommit, TreeEntry]:
     entry = kept.file(path)
     assert entry is not None
     return kept, entry
+
+
+async def test_without_the_hub_a_peers_word_will_do_and_is_marked(cache: Path, hub: FakeHub, first: Running) -> None:
+    async with running(cache, hf_upstream=hub.url, hf_offline=True, peers=(first.url,)) as node:
+        job = await pinned(node, "hf:org/big")
+        assert set(shares(job)) == {"peer"}
+        assert job.receipt is not None
+        steps = [(step.step, step.outcome) for step in job.receipt.chain]
+        assert steps == [("hub", "failed"), ("here", "absent"), ("map", "used")]
+        assert "claims: the Hub could not be asked" in job.receipt.chain[-1].reason
+        model = node.node.find("hf:org/big")
+        assert (model.provenance.hub_commit, "claims" in model.provenance.reference) == (None, True)
+        here = await pinned(node, "hf:org/big")
+        assert here.receipt is not None
+        assert here.receipt.bytes_fetched == 0
+    async with running(cache, hf_upstream=hub.url) as node:  # the Hub says what it is: nothing is fetched again
+        confirmed = await pinned(node, "hf:org/big")
+        assert confirmed.receipt is not None
+        assert confirmed.receipt.bytes_fetched == 0
+        assert node.node.find("hf:org/big").provenance.hub_commit == hub.repos["org/big"].refs["main"]
+    assert not any("/resolve/" in seen.path for seen in hub.seen)
 
 
 async def test_nobody_has_the_rest(cache: Path, hub: FakeHub) -> None:

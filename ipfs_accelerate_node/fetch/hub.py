@@ -27,7 +27,7 @@ from ipfs_accelerate_node.errors import (
     UnsafeContent,
 )
 from ipfs_accelerate_node.fetch.hub_chain import Chain
-from ipfs_accelerate_node.fetch.hub_nearby import Nearby, merged
+from ipfs_accelerate_node.fetch.hub_nearby import Nearby, merged, stamped
 from ipfs_accelerate_node.fetch.hub_receive import Receiver, reserved
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
@@ -217,7 +217,10 @@ class _Fetch:
         if self._shelf is not None:
             cids = {file.path: str(file.cid) for file in fetched.plan.files}
             self._shelf.note_cids(self._repo, said.snapshot.commit, cids, str(fetched.model.root))
-        return self._store.model(fetched.model.root) or fetched.model
+        model = self._store.model(fetched.model.root)
+        if model is None:
+            raise NotFound(f"{fetched.model.root} was removed meanwhile", cid=str(fetched.model.root))
+        return stamped(self._store, model, said.kept)
 
     async def _from_hub(self, said: _Said, name: str | None) -> Fetched:
         """From the Hub alone; when it goes away on the way, the rest from whoever has it."""
@@ -226,7 +229,7 @@ class _Fetch:
             async with reserved(self._store, 0):  # what is stored on the way is no litter
                 found = await self._gather(snapshot)
                 self._tell(snapshot, "committing")
-                built, model = await in_thread(self._commit, snapshot, found, name)
+                built, model = await in_thread(self._commit, said.kept, found, name)
         except AuthRequired as exc:
             self.chain.note("hub", "refused", exc)
             raise
@@ -291,8 +294,9 @@ class _Fetch:
         self._progress(Progress(snapshot.size_bytes, sum(self._here.values()), phase, self._hub.name))
 
     def _commit(
-        self, snapshot: Snapshot, found: dict[str, StoredFile], name: str | None
+        self, kept: KeptCommit, found: dict[str, StoredFile], name: str | None
     ) -> tuple[BuiltTree, StoredModel]:
+        snapshot = kept.snapshot
         built = tree_dag({path: in_profile(self._store, file.cid) for path, file in found.items()})
         model = self._store.commit(
             built.plan,
@@ -309,7 +313,7 @@ class _Fetch:
                 hub_commit=snapshot.commit,
             ),
         )
-        return built, model
+        return built, stamped(self._store, model, kept)
 
     def _share(self) -> SourceShare:
         traffic = self._traffic

@@ -22,7 +22,7 @@ from ipfs_accelerate_node.errors import (
     SourceUnavailable,
     UnsafeContent,
 )
-from ipfs_accelerate_node.fetch.hub_nearby import Nearby
+from ipfs_accelerate_node.fetch.hub_nearby import Nearby, stamped
 from ipfs_accelerate_node.fetch.hub_receive import Receiver, reserved
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.threads import in_thread
@@ -112,6 +112,8 @@ class HubFiles:
         if stored is not None:
             cids, root = {entry.path: str(stored.cid)}, str(fetched.model.root)
             await in_thread(self._shelf.note_cids, kept.of_repo, kept.commit, cids, root)
+            if fetched.model.complete:
+                await in_thread(stamped, self._store, fetched.model, kept)
         return stored
 
     async def _from_hub(self, kept: KeptCommit, entry: TreeEntry, hub: HubSource) -> StoredFile:
@@ -155,6 +157,7 @@ class HubFiles:
             log.warning("hub.not_assembled repo=%s commit=%s reason=%s", kept.repo, kept.commit, exc)
             return None
         cids = {planned.path: str(planned.cid) for planned in built.plan.files}
+        stamped(self._store, model, kept)
         self._shelf.note_cids(kept.of_repo, kept.commit, cids, str(model.root))
         log.info("hub.assembled repo=%s commit=%s root=%s", kept.repo, kept.commit, model.root)
         return model

@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ipfs_accelerate_node.content.cid import Cid
@@ -25,7 +26,7 @@ from ipfs_accelerate_node.sources.hub_answers import HubFile
 from ipfs_accelerate_node.sources.hub_files import HubFileSource
 from ipfs_accelerate_node.sources.hub_names import HubRepo
 from ipfs_accelerate_node.sources.hub_snapshot import Snapshot
-from ipfs_accelerate_node.store import Store, StoredFile
+from ipfs_accelerate_node.store import Store, StoredFile, StoredModel
 from ipfs_accelerate_node.store.disk import storing
 from ipfs_accelerate_node.store.types import SourceShare
 
@@ -148,6 +149,20 @@ def oid_of(store: Store, stored: StoredFile, like: HubFile) -> str:
     except FileNotFoundError as exc:
         raise NotFound(f"{stored.cid} is not in the store any more", cid=str(stored.cid)) from exc
     return digest.hexdigest()
+
+
+def stamped(store: Store, model: StoredModel, kept: KeptCommit) -> StoredModel:
+    """A model that came by CID, as that commit's. Of a peer's claim only the repository is noted: that it is this very
+    commit only the Hub can say."""
+    commit = None if kept.claimed else kept.commit
+    known = model.provenance
+    if kept.kind != "model" or known.hub_commit is not None or (known.hub_repo, commit) == (kept.repo, None):
+        return model
+    by = f" as {kept.source} claims" if kept.claimed else ""
+    reference = f"hf:{kept.repo}@{kept.commit}{by}" if known.kind == "cid" else known.reference
+    kind = "hf" if known.kind == "cid" else known.kind
+    changed = replace(known, kind=kind, reference=reference, hub_repo=kept.repo, hub_commit=commit)
+    return store.set_provenance(model.root, changed)
 
 
 def merged(shares: Iterable[SourceShare], further: SourceShare) -> tuple[SourceShare, ...]:

@@ -165,6 +165,10 @@ class Store:
         """Whether others may be told that it is here. Raises NotFound."""
         self._models.relabel(root, announce=announce)
 
+    def set_provenance(self, root: Cid, provenance: Provenance) -> StoredModel:
+        """What was found out later about where a model comes from. Raises NotFound."""
+        return self._models.relabel(root, provenance=provenance)
+
     def on_departure(self, call: Departure) -> None:
         """call: for each model that is removed, evicted or quarantined, in the removing thread, before its files go."""
         self._models.on_departure = call
