@@ -6,11 +6,13 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content import dagpb
+from ipfs_accelerate_node.content.cid import DAG_PB, Cid
 from ipfs_accelerate_node.errors import IntegrityError, NoSource
 from ipfs_accelerate_node.fetch import Fetched, Fetcher, Progress
 from ipfs_accelerate_node.sources.source import Source
@@ -216,6 +218,36 @@ async def test_the_receipt_says_how_long_a_source_had_work(store: Store) -> None
     fetched = await fetch(store, Ranged(MODEL))
     (share,) = fetched.sources
     assert 0 < share.seconds <= fetched.seconds
+
+
+async def test_files_of_one_block_that_are_not_asked_for_are_not_fetched(store: Store) -> None:
+    source = Ranged(MODEL)
+    fetched = await fetch(store, source, only=("b.bin",))
+    assert right(fetched, "b.bin")
+    small = FILES["config.json"]
+    assert small.cid not in source.asked
+    assert [file for file in fetched.plan.files if file.path == "config.json"] == [small]
+    assert right(await fetch(store, source))
+    assert source.asked[small.cid] == 1
+    assert store.absent(MODEL.root) == ()
+
+
+async def test_a_directory_that_lies_about_a_size_misleads_nobody_for_long(store: Store) -> None:
+    """The size of a file of one block that is not asked for is the directory's claim, until the block comes."""
+    block = next(block for cid, block in MODEL.nodes.items() if cid == MODEL.root)
+    links = [replace(link, tsize=link.tsize + 5) if link.tsize == 8 else link for link in dagpb.decode(block).links]
+    lying = dagpb.encode(links, dagpb.decode(block).data)
+    root = Cid.of(lying, DAG_PB)
+    source = Ranged(MODEL)
+    source.model = replace(MODEL, nodes={**MODEL.nodes, root: lying})
+    some = await Fetcher(store).fetch(root, [source], reference="x", only=("b.bin",))
+    assert {file.path: file.size for file in some.plan.files}["config.json"] == 13
+    fetched = await Fetcher(store).fetch(root, [source], reference="x")
+    assert right(fetched)
+    plan = store.plan(root)
+    assert plan is not None
+    assert plan.files == MODEL.plan.files
+    assert not store.verify().corrupt
 
 
 async def test_only_some_files_and_the_others_later(store: Store) -> None:

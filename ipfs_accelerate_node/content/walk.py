@@ -14,10 +14,12 @@ for each place known by then; at a later one they are a leaf of the plan that th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ipfs_accelerate_node.content import hamt, unixfs
 from ipfs_accelerate_node.content.cid import DAG_PB, RAW, Cid
+from ipfs_accelerate_node.content.dagpb import Link
 from ipfs_accelerate_node.content.frontier import Entry, Folder, Frontier, OpenFile, Part, Place, Shard
 from ipfs_accelerate_node.content.names import check_name, check_tree
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf, ModelPlan
@@ -95,13 +97,18 @@ class DagWalk:
         max_entries: int = 10_000,
         max_depth: int = 128,
         max_block_bytes: int = MAX_BLOCK_BYTES,
+        skips: Callable[[str], bool] = lambda _path: False,
     ) -> None:
-        """Raises BadContent (code unsupported_codec) for a root that is no file or directory, and what `give` raises
+        """skips: whether the file at a path is only listed: if it is one raw block, that is not wanted, and its size is
+        what its directory says.
+
+        Raises BadContent (code unsupported_codec) for a root that is no file or directory, and what `give` raises
         if the root is inline."""
         self.root = root.canonical
         self.nodes: list[Cid] = []
         self._max_bytes, self._max_entries = max_bytes, max_entries
         self._max_depth, self._max_block_bytes = max_depth, max_block_bytes
+        self._skips = skips
         self._frontier = Frontier()
         self._contents: dict[Cid, _Content] = {}
         self._files: dict[Cid, OpenFile] = {}
@@ -258,7 +265,7 @@ class DagWalk:
         folder = Folder(place.path)
         if node.type is NodeType.HAMT_SHARD:
             return self._shard(folder, hamt.root_position(node.hash_type, node.fanout), node, place.depth)
-        children: list[Place] = [self._named(folder, link.name, link.cid, place.depth) for link in node.links]
+        children: list[Place] = [self._named(folder, link.name, link, place.depth) for link in node.links]
         check_tree(folder.names)
         return children
 
@@ -270,7 +277,7 @@ class DagWalk:
         for slot in hamt.slots(position, node.data, node.links):
             cid = slot.link.cid
             if slot.name is not None:
-                children.append(self._named(folder, slot.name, cid, depth))
+                children.append(self._named(folder, slot.name, slot.link, depth))
                 continue
             if cid.codec != DAG_PB:
                 raise _unsupported(cid, f"a shard of directory {folder.path!r}")
@@ -282,7 +289,7 @@ class DagWalk:
             check_tree(folder.names)
         return children
 
-    def _named(self, folder: Folder, raw: bytes, cid: Cid, depth: int) -> Entry:
+    def _named(self, folder: Folder, raw: bytes, link: Link, depth: int) -> Entry:
         """The place of a directory's entry."""
         name = unixfs.entry_name(raw)
         check_name(name)
@@ -290,7 +297,10 @@ class DagWalk:
         self._entries += 1
         if self._entries > self._max_entries:
             raise BadContent(f"the model has more than {self._max_entries} files and directories")
-        return self._entry(folder.below(name), cid, depth)
+        path, cid = folder.below(name), link.cid
+        if cid.codec == RAW and cid.inline is None and 0 < link.tsize <= self._max_block_bytes and self._skips(path):
+            self._contents.setdefault(cid.canonical, _Content(link.tsize, link.tsize))
+        return self._entry(path, cid, depth)
 
     def _entry(self, path: str, cid: Cid, depth: int) -> Entry:
         if cid.codec not in (RAW, DAG_PB):

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan, ModelPlan
-from ipfs_accelerate_node.content.selection import selected
+from ipfs_accelerate_node.content.selection import is_meant, selected
 from ipfs_accelerate_node.content.walk import DagWalk
 from ipfs_accelerate_node.errors import NodeError
 from ipfs_accelerate_node.fetch.durability import Durability
@@ -173,7 +173,11 @@ class Run:
 
     async def _bring(self, into: Into) -> tuple[ModelPlan, tuple[tuple[Cid, bytes], ...], tuple[FilePlan, ...]]:
         """Every wanted file a blob, every node block known."""
-        walk = DagWalk(self._root, max_bytes=self._store.quota_bytes or UNBOUNDED_BYTES)
+        walk = DagWalk(
+            self._root,
+            max_bytes=self._store.quota_bytes or UNBOUNDED_BYTES,
+            skips=lambda path: not is_meant(path, into.only),
+        )
         walking = Walking(self._store, self._landing, walk, self._came, self._durability, self._schedule)
         self._change("walking")
         await walking.open()
