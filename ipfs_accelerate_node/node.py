@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -19,15 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ipfs_accelerate_node import __version__
-from ipfs_accelerate_node.benchmarks import BenchResult, bench, publish_kept, refuse_mock
+from ipfs_accelerate_node import __version__, benchmarks
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.reference import (
     check_model_name,
 )
-from ipfs_accelerate_node.errors import Loading, NotFound
+from ipfs_accelerate_node.errors import BadContent, Loading, NotFound
 from ipfs_accelerate_node.fetch.hub_claims import Claims
 from ipfs_accelerate_node.fetch.hub_map_shelf import MapShelf
 from ipfs_accelerate_node.fetch.hub_mapping import HubMaps
@@ -66,6 +66,7 @@ class Node:
         self.started_at = time.time()
         self._exit = AsyncExitStack()
         self.ready = False
+        self.bench_limits = benchmarks.LIMITS  # how busy the machine may be while it is measured
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -253,25 +254,28 @@ class Node:
 
     # -- measuring; running is `serving`'s
 
-    async def bench(self, ref: str, *, publish: bool) -> BenchResult:
-        """One workload through the same path as a request; the record is signed, kept, and published on request."""
-        loaded = await self.serving.load(ref, task="embedding" if not ref.startswith("mock:") else None)
-        refuse_mock(loaded)
-        model = await asyncio.to_thread(self.find, ref)
-        client = await self.kubo.wait_ready(KUBO_PATIENCE_S) if publish else None
-        return await bench(
-            loaded,
-            embed=lambda texts: self.registry.embed(loaded, texts),
-            model=model,
+    async def bench(self, wish: benchmarks.Wish, *, publish: bool) -> benchmarks.Bench:
+        """Workloads through the same path as requests; records are signed, kept, and published on request, which
+        reads the model's bytes again: what does not match its CIDs is not spoken of. Raises as `benchmarks.bench`."""
+        benchmarks.refuse_mocks(wish.ref)
+        if publish and (damaged := (await self.verify(wish.ref)).corrupt):
+            raise BadContent(f"{wish.ref} is damaged: {damaged[0].reason}", code="weights_unverified")
+        return await benchmarks.bench(
+            self,
+            wish,
             key=self.key,
             cache=self.config.cache,
-            client=client,
+            threads=self.config.threads or len(os.sched_getaffinity(0)),
+            client=await self.kubo.wait_ready(KUBO_PATIENCE_S) if publish else None,
+            limits=self.bench_limits,
         )
 
-    async def publish_record(self, envelope: str) -> BenchResult:
+    async def publish_record(self, envelope: str) -> benchmarks.BenchResult:
         """Publishes a record that `bench` kept, byte for byte what was shown. Raises NotFound, Unavailable."""
         cid = Cid.parse(envelope)
-        return await publish_kept(cid, cache=self.config.cache, client=await self.kubo.wait_ready(KUBO_PATIENCE_S))
+        return await benchmarks.publish_kept(
+            cid, cache=self.config.cache, client=await self.kubo.wait_ready(KUBO_PATIENCE_S)
+        )
 
     async def accelerators(self) -> list[Accelerator]:
         return await self.registry.accelerators()

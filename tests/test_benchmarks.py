@@ -1,12 +1,9 @@
-"""Benchmark records: what is in them, what is not, how they are kept, and what "published" means."""
+"""Benchmark records: how they are measured, kept, and what "published" means."""
 
 from __future__ import annotations
 
-import functools
-import getpass
 import json
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,178 +13,121 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from ipfs_accelerate_node.benchmarks import RecordShelf, Workload, bench, publish
+from ipfs_accelerate_node.benchmarks import RecordShelf, publish, publish_kept
+from ipfs_accelerate_node.benchmarks.measure import FEWEST, measure
 from ipfs_accelerate_node.content.cid import DAG_PB, Cid
-from ipfs_accelerate_node.errors import BadRequest, InferenceFailed, NotFound
-from ipfs_accelerate_node.inference.model import Embeddings, LoadedModel
+from ipfs_accelerate_node.errors import BadRequest, Conflict, InferenceFailed, NotFound
+from ipfs_accelerate_node.inference.model import Inferred, Vector
 from ipfs_accelerate_node.kubo import KuboClient
 from ipfs_accelerate_node.kubo.endpoint import Endpoint
-from ipfs_accelerate_node.records.envelope import BENCH_PREFIX, seal
-from ipfs_accelerate_node.records.key import NodeKey
-from ipfs_accelerate_node.store.types import Provenance, StoredModel
+from ipfs_accelerate_node.records.canonical import Value
+from ipfs_accelerate_node.records.envelope import BENCH_PREFIX, Sealed, seal
+from tests.support.benchmarks import KEY, MODEL, ROOT, SMALL, Door, examples, record_of
 from tests.support.kubo import KuboDaemon
 
-KEY = NodeKey(bytes(range(32)))
-ROOT = Cid.of(b"a model's root", DAG_PB)
-SMALL = Workload("embedding-2x4", batch=2, words=4, warmup=1, repeats=3, seed=7)
-MODEL = LoadedModel(
-    id="minilm",
-    root=str(ROOT),
-    names=("minilm",),
-    device="cpu",
-    engine="torch",
-    precision="f32",
-    implementation="REAL",
-    source="local",
-    task="embedding",
-    width=4,
-    max_tokens=256,
-    state="ready",
-    load_s=1.25,
-    pid=1,
-    versions={"torch": "2.15.0"},
-    memory_bytes=123_456_789,
-)
-STORED = StoredModel(
-    root=ROOT,
-    path=Path("/somewhere/models/x"),
-    size_bytes=1,
-    file_count=1,
-    names=("minilm",),
-    pinned=True,
-    public=True,
-    provenance=Provenance("hf", "hf:org/name", "2026-01-01T00:00:00+00:00", hub_repo="org/name", hub_commit="0" * 40),
-    last_used=1,
-)
+# -- measuring
 
 
-class Engine:
-    """Answers a batch as MODEL does, or as the change to its answers says."""
-
-    def __init__(self, change: Callable[[Embeddings], Embeddings] = lambda reply: reply) -> None:
-        self.batches: list[list[str]] = []
-        self._change = change
-
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
-        self.batches.append([*texts])
-        vectors = np.ones((len(texts), 4), np.float32)
-        return self._change(Embeddings(vectors, prompt_tokens=12, model=MODEL, seconds=0.001))
+async def test_samples_are_whole_requests_after_a_warm_up() -> None:
+    door = Door()
+    found = await measure(SMALL, MODEL, door, examples)
+    assert len(door.batches) == SMALL.warmup + SMALL.repeats
+    assert all(batch == door.batches[0] and len(batch) == SMALL.batch for batch in door.batches)
+    assert len(found.samples_ns) == SMALL.repeats
+    assert all(type(sample) is int and sample > 0 for sample in found.samples_ns)
+    assert (found.work, found.unit, found.tokens, found.phases_ns) == ((12,) * 3, "tokens", 12, {})
 
 
-async def test_the_record_says_what_ran(tmp_path: Path) -> None:
-    engine = Engine()
-    done = await bench(MODEL, embed=engine.embed, model=STORED, key=KEY, cache=tmp_path, client=None, workload=SMALL)
-    assert (done.signer, done.published, done.note) == (KEY.peer_id, False, None)
-    record = done.record
-    assert json.loads(json.dumps(record)) == record
-    assert record["model"] == str(ROOT)
-    assert (record["status"], record["engine"], record["device"]) == ("REAL", "torch", "cpu")
-    assert record["hub"] == {"repo": "org/name", "commit": "0" * 40}
-    assert record["workload"] == {
-        "name": "embedding-2x4",
-        "batch": 2,
-        "words": 4,
-        "warmup": 1,
-        "repeats": 3,
-        "seed": 7,
-        "tokens": 12,
-        "truncated": 0,
-    }
-    samples = record["samples_ns"]
-    assert isinstance(samples, list)
-    assert len(samples) == 3
-    assert all(type(sample) is int and sample > 0 for sample in samples)
-    assert (record["load_ms"], record["memory_bytes"], record["seq"]) == (1250, 123_456_789, 1)
-    assert isinstance(record["created"], int)
-    assert record["expires"] == record["created"] + 180 * 24 * 3600
-    assert len(engine.batches) == 4
-    assert engine.batches.count(SMALL.texts()) == 4
+async def test_a_slow_model_is_asked_less_often() -> None:
+    found = await measure(replace(SMALL, repeats=20, budget_s=0.0), MODEL, Door(), examples)
+    assert len(found.samples_ns) == FEWEST
 
 
-async def test_the_record_names_nobody(tmp_path: Path) -> None:
-    done = await bench(MODEL, embed=Engine().embed, model=STORED, key=KEY, cache=tmp_path, client=None, workload=SMALL)
-    block = (tmp_path / "records" / done.record_cid).read_bytes()
-    personal = (socket.gethostname(), getpass.getuser(), str(tmp_path), str(STORED.path), str(Path.home()), "127.0.0.1")
-    for text in personal:
-        assert text.encode() not in block, text
-    assert SMALL.texts()[0].encode() not in block
-
-
-@pytest.mark.parametrize("stored", [replace(STORED, public=False), None])
-async def test_a_private_repository_is_not_named(tmp_path: Path, stored: StoredModel | None) -> None:
-    done = await bench(MODEL, embed=Engine().embed, model=stored, key=KEY, cache=tmp_path, client=None, workload=SMALL)
-    assert "hub" not in done.record
-
-
-async def test_blocks_are_named_by_their_cids_and_signed(tmp_path: Path) -> None:
-    done = await bench(MODEL, embed=Engine().embed, model=None, key=KEY, cache=tmp_path, client=None, workload=SMALL)
-    block = (tmp_path / "records" / done.record_cid).read_bytes()
-    envelope = libipld.decode_dag_cbor((tmp_path / "records" / done.envelope_cid).read_bytes())
-    public = Ed25519PublicKey.from_public_bytes(envelope["key"][4:])
-    public.verify(envelope["sig"], b"ipfs-accel-bench-v1:" + block)
-    assert envelope["record"] == bytes(Cid.parse(done.record_cid))
-    assert libipld.decode_dag_cbor(block)["model"] == bytes(ROOT)
-
-
-async def test_a_mock_is_never_measured(tmp_path: Path) -> None:
-    engine = Engine()
-    mock = replace(MODEL, root="mock:embedding", implementation="MOCK", engine="mock")
+async def test_a_mock_is_never_measured() -> None:
+    door = Door()
     with pytest.raises(BadRequest) as caught:
-        await bench(mock, embed=engine.embed, model=None, key=KEY, cache=tmp_path, client=None)
+        await measure(SMALL, replace(MODEL, root="mock:embedding", implementation="MOCK"), door, examples)
     assert caught.value.code == "mock_not_measurable"
-    assert not engine.batches
-    assert not (tmp_path / "records").exists()
+    assert not door.batches
 
 
-def mocked(reply: Embeddings) -> Embeddings:
+def mocked(reply: Inferred) -> Inferred:
     return replace(reply, model=replace(reply.model, implementation="MOCK"))
 
 
-def moved(reply: Embeddings) -> Embeddings:
+def moved(reply: Inferred) -> Inferred:
     return replace(reply, model=replace(reply.model, device="cuda:0"))
 
 
-def not_finite(reply: Embeddings) -> Embeddings:
-    return replace(reply, vectors=np.full((2, 4), np.nan, np.float32))
+def in_another_precision(reply: Inferred) -> Inferred:
+    return replace(reply, model=replace(reply.model, precision="bf16"))
 
 
-def too_few(reply: Embeddings) -> Embeddings:
-    return replace(reply, vectors=reply.vectors[:1])
+def not_finite(reply: Inferred) -> Inferred:
+    return replace(reply, outputs=tuple(Vector(np.full(4, np.nan, np.float32)) for _ in reply.outputs))
+
+
+def too_few(reply: Inferred) -> Inferred:
+    return replace(reply, outputs=reply.outputs[:1])
 
 
 @pytest.mark.parametrize(
     ("change", "kind"),
-    [(mocked, BadRequest), (moved, InferenceFailed), (not_finite, InferenceFailed), (too_few, InferenceFailed)],
+    [
+        (mocked, BadRequest),
+        (moved, InferenceFailed),
+        (in_another_precision, InferenceFailed),
+        (not_finite, InferenceFailed),
+        (too_few, InferenceFailed),
+    ],
 )
-async def test_answers_that_do_not_count(
-    tmp_path: Path, change: Callable[[Embeddings], Embeddings], kind: type[Exception]
-) -> None:
+async def test_answers_that_do_not_count(change: Callable[[Inferred], Inferred], kind: type[Exception]) -> None:
     with pytest.raises(kind):
-        await bench(MODEL, embed=Engine(change).embed, model=None, key=KEY, cache=tmp_path, client=None, workload=SMALL)
-    assert not (tmp_path / "records").exists()
+        await measure(SMALL, MODEL, Door(change), examples)
 
 
-def answered_by(model: LoadedModel, reply: Embeddings) -> Embeddings:
-    return replace(reply, model=model)
+# -- keeping
 
 
-async def test_records_are_listed_by_model_in_their_order(tmp_path: Path) -> None:
+def kept(cache: Path, record: dict[str, Value] | None = None) -> Sealed:
+    sealed = seal(record or record_of(), KEY, BENCH_PREFIX)
+    RecordShelf(cache).keep(sealed)
+    return sealed
+
+
+def test_blocks_are_named_by_their_cids_and_signed(tmp_path: Path) -> None:
+    done = kept(tmp_path)
+    block = (tmp_path / "records" / str(done.record_cid)).read_bytes()
+    envelope = libipld.decode_dag_cbor((tmp_path / "records" / str(done.envelope_cid)).read_bytes())
+    public = Ed25519PublicKey.from_public_bytes(envelope["key"][4:])
+    public.verify(envelope["sig"], b"ipfs-accel-bench-v1:" + block)
+    assert envelope["record"] == bytes(done.record_cid)
+    assert libipld.decode_dag_cbor(block)["model"] == bytes(ROOT)
+
+
+def test_records_are_listed_by_model_in_their_order(tmp_path: Path) -> None:
     shelf = RecordShelf(tmp_path)
     assert shelf.listing().records == ()
-    other = replace(MODEL, root=str(Cid.of(b"another", DAG_PB)))
-    for model in (MODEL, other, MODEL):
-        engine = Engine(functools.partial(answered_by, model))
-        await bench(model, embed=engine.embed, model=None, key=KEY, cache=tmp_path, client=None, workload=SMALL)
+    for number, root in enumerate((ROOT, Cid.of(b"another", DAG_PB), ROOT), start=1):
+        kept(tmp_path, {**record_of(seq=number), "model": root})
     assert [opened.record["seq"] for opened in shelf.listing().records] == [1, 2, 3]
     assert [opened.record["seq"] for opened in shelf.listing(ROOT).records] == [1, 3]
     assert all(opened.signer == KEY.peer_id for opened in shelf.listing().records)
     assert not shelf.listing().broken
 
 
-async def test_a_record_that_was_tampered_with_is_not_shown(tmp_path: Path) -> None:
-    done = await bench(MODEL, embed=Engine().embed, model=None, key=KEY, cache=tmp_path, client=None, workload=SMALL)
+def test_records_of_another_version_are_left_out_but_counted(tmp_path: Path) -> None:
     shelf = RecordShelf(tmp_path)
-    for name in (done.record_cid, done.envelope_cid):
+    for number, version in ((7, 1), (8, 3)):
+        kept(tmp_path, {**record_of(seq=number), "v": version})
+    assert (shelf.listing().records, shelf.listing().broken) == ((), ())
+    assert shelf.next_seq() == 9
+
+
+def test_a_record_that_was_tampered_with_is_not_shown(tmp_path: Path) -> None:
+    done = kept(tmp_path)
+    shelf = RecordShelf(tmp_path)
+    for name in (str(done.record_cid), str(done.envelope_cid)):
         path = tmp_path / "records" / name
         whole = path.read_bytes()
         path.write_bytes(bytes([*whole[:-1], whole[-1] ^ 1]))
@@ -195,16 +135,15 @@ async def test_a_record_that_was_tampered_with_is_not_shown(tmp_path: Path) -> N
         assert not listing.records
         assert name in dict(listing.broken)
         path.write_bytes(whole)
-    (tmp_path / "records" / done.record_cid).unlink()
+    (tmp_path / "records" / str(done.record_cid)).unlink()
     assert not shelf.listing().records
     with pytest.raises(NotFound):
-        shelf.sealed(Cid.parse(done.envelope_cid))
+        shelf.sealed(done.envelope_cid)
 
 
-async def test_what_is_kept_can_be_published_later(tmp_path: Path) -> None:
-    done = await bench(MODEL, embed=Engine().embed, model=None, key=KEY, cache=tmp_path, client=None, workload=SMALL)
-    sealed = RecordShelf(tmp_path).sealed(Cid.parse(done.envelope_cid))
-    assert (str(sealed.record_cid), str(sealed.envelope_cid)) == (done.record_cid, done.envelope_cid)
+def test_what_is_kept_can_be_published_later(tmp_path: Path) -> None:
+    done = kept(tmp_path)
+    assert RecordShelf(tmp_path).sealed(done.envelope_cid) == done
 
 
 def test_the_counter_never_goes_back(tmp_path: Path) -> None:
@@ -216,6 +155,9 @@ def test_the_counter_never_goes_back(tmp_path: Path) -> None:
         counter = tmp_path / "records" / "seq"
         counter.unlink() if lost is None else counter.write_bytes(lost)
         assert shelf.next_seq() == 42
+
+
+# -- publishing
 
 
 @pytest.fixture(scope="module")
@@ -247,13 +189,13 @@ async def connected(daemon: KuboDaemon, kind: type[KuboClient] = KuboClient) -> 
 
 @pytest.mark.kubo
 async def test_published_is_pinned_and_the_cids_are_kubos(tmp_path: Path, daemon: KuboDaemon) -> None:
+    sealed = kept(tmp_path)
     async with connected(daemon) as client:
-        done = await bench(
-            MODEL, embed=Engine().embed, model=STORED, key=KEY, cache=tmp_path, client=client, workload=SMALL
-        )
+        done = await publish_kept(sealed.envelope_cid, cache=tmp_path, client=client)
         assert done.published
         assert done.note is None or "not announced yet" in done.note  # this daemon knows nobody
-        await publish(client, RecordShelf(tmp_path).sealed(Cid.parse(done.envelope_cid)))  # again does no harm
+        await publish(client, sealed)  # again does no harm
+    assert RecordShelf(tmp_path).listing(published=True).records
     pins = daemon.cli("pin", "ls", "--type=direct")
     for name in (done.record_cid, done.envelope_cid):
         assert name in pins
@@ -266,7 +208,18 @@ async def test_published_is_pinned_and_the_cids_are_kubos(tmp_path: Path, daemon
 
 
 @pytest.mark.kubo
+async def test_what_was_measured_on_a_busy_machine_stays_here(tmp_path: Path, daemon: KuboDaemon) -> None:
+    sealed = kept(tmp_path, record_of(busy=True))
+    async with connected(daemon) as client:
+        with pytest.raises(Conflict) as caught:
+            await publish_kept(sealed.envelope_cid, cache=tmp_path, client=client)
+    assert caught.value.code == "machine_busy"
+    assert str(sealed.record_cid) not in daemon.cli("pin", "ls", "--type=direct")
+
+
+@pytest.mark.kubo
 async def test_published_is_found_by_strangers(tmp_path: Path) -> None:
+    sealed = kept(tmp_path)
     with ExitStack() as stack:
         hub = stack.enter_context(KuboDaemon(tmp_path / "hub", config={"Routing.Type": "dhtserver"}))
         ours, stranger = (
@@ -275,9 +228,7 @@ async def test_published_is_found_by_strangers(tmp_path: Path) -> None:
         )
         ours.cli("swarm", "connect", hub.addr)
         async with connected(ours) as client:
-            done = await bench(
-                MODEL, embed=Engine().embed, model=STORED, key=KEY, cache=tmp_path, client=client, workload=SMALL
-            )
+            done = await publish_kept(sealed.envelope_cid, cache=tmp_path, client=client)
         assert (done.published, done.note) == (True, None)
         stranger.cli("swarm", "connect", hub.addr)
         for name in (done.record_cid, done.envelope_cid):
@@ -286,17 +237,16 @@ async def test_published_is_found_by_strangers(tmp_path: Path) -> None:
 
 @pytest.mark.kubo
 async def test_killed_between_block_and_pin_is_not_published(tmp_path: Path, daemon: KuboDaemon) -> None:
+    sealed = kept(tmp_path)
     async with connected(daemon, StopsBeforePinning) as client:
         assert isinstance(client, StopsBeforePinning)
         client.daemon = daemon
-        done = await bench(
-            MODEL, embed=Engine().embed, model=STORED, key=KEY, cache=tmp_path, client=client, workload=SMALL
-        )
+        done = await publish_kept(sealed.envelope_cid, cache=tmp_path, client=client)
     assert not done.published
     assert done.note is not None
     assert "not published" in done.note
-    kept = RecordShelf(tmp_path).sealed(Cid.parse(done.envelope_cid))
+    assert not RecordShelf(tmp_path).listing(published=True).records
     daemon.start()
     async with connected(daemon) as client:
-        await publish(client, kept)
+        await publish(client, RecordShelf(tmp_path).sealed(sealed.envelope_cid))
     assert done.record_cid in daemon.cli("pin", "ls", "--type=direct")

@@ -18,7 +18,7 @@ import pytest
 from ipfs_accelerate_node import __version__
 from ipfs_accelerate_node.cli import COMMANDS, cli
 from ipfs_accelerate_node.cli.render import clean, size
-from tests.support.daemon import COMMAND, KEY, LOADED, MODEL, RECEIPT, ROOT, Daemon, job, run_cli
+from tests.support.daemon import BENCH_RESULT, COMMAND, KEY, LOADED, MODEL, RECEIPT, ROOT, Daemon, job, run_cli
 
 # What `ipfs add -r --only-hash` of Kubo 0.43.1 (profile unixfs-v1-2025) printed for `model_directory`.
 MODEL_ROOT = "bafybeiecir5rvthj2lekgiv2u6gda6cqkt7lprrtsc7dstkmbjvc36mr6u"
@@ -299,9 +299,32 @@ async def test_errors_of_openai_routes_have_exit_codes_too(tmp_path: Path, daemo
 async def test_bench_says_what_it_measured_and_where_it_is(tmp_path: Path, daemon: Daemon) -> None:
     done = await run_cli(tmp_path, "bench", "minilm", "--publish")  # no terminal: --publish is the consent
     assert daemon.asked("POST", "/api/benchmarks") == {"ref": "minilm", "publish": True}
-    assert "time       2.50 ms, median of 3" in done.out
+    assert "time       2.5 ms, median of 3; p95 2.95 ms" in done.out
+    assert "rate       1200 tokens/s" in done.out
+    assert "more       first token 1.25 ms, per token 0.5 ms" in done.out
     assert "published  yes" in done.out
     assert "envelope   bafyenvelope" in done.out
+    assert "left out: pp512 on cpu: the model takes 128 (too_long)" in done.err
+
+
+async def test_bench_of_several_is_a_table(tmp_path: Path, daemon: Daemon) -> None:
+    busy = {**BENCH_RESULT, "published": False, "note": "machine busy: others"}
+    daemon.answers["POST", "/api/benchmarks"] = (200, {"results": [BENCH_RESULT, busy], "left_out": []})
+    wanted = ("--device", "all", "--precision", "bf16", "--workload", "tg32", "--workload", "load", "--quick")
+    done = await run_cli(tmp_path, "bench", "minilm", "--task", "text-generation", *wanted, "--even-if-busy")
+    assert daemon.asked("POST", "/api/benchmarks") == {
+        "ref": "minilm", "publish": False, "device": "all", "task": "text-generation", "precision": "bf16",
+        "quick": True, "even_if_busy": True, "workloads": ["tg32", "load"],
+    }  # fmt: skip
+    first, second = done.out.splitlines()
+    assert first.split("\t")[:7] == ["tg32", "cpu", "torch", "f32", "2.5", "2.95", "1200 tokens/s"]
+    assert second.split("\t")[-2:] == ["no", "bafyenvelope"]
+    assert "tg32: machine busy: others" in done.err
+
+
+async def test_what_a_busy_machine_measured_is_never_published(tmp_path: Path, daemon: Daemon) -> None:
+    done = await run_cli(tmp_path, "bench", "minilm", "--publish", "--even-if-busy")
+    assert (done.code, daemon.seen) == (2, [])
 
 
 async def test_a_key_is_shown_once(tmp_path: Path, daemon: Daemon) -> None:

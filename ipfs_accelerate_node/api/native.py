@@ -12,7 +12,7 @@ from ipfs_accelerate_node.api.bodies import read_json
 from ipfs_accelerate_node.api.context import CONFIG, KEYS, node
 from ipfs_accelerate_node.api.pipeline import Route
 from ipfs_accelerate_node.api.wire import BenchRequest, KeyRequest, json_reply
-from ipfs_accelerate_node.benchmarks import RecordShelf
+from ipfs_accelerate_node.benchmarks import RecordShelf, Wish
 from ipfs_accelerate_node.benchmarks.record import json_value
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.reference import RootRef, parse_reference
@@ -26,7 +26,16 @@ async def run_bench(request: web.Request) -> web.Response:
         return json_reply(await node(request).publish_record(body.record))
     if body.ref is None or body.record is not None:
         raise BadRequest("either a ref to measure, or a kept record's envelope CID and publish", param="ref")
-    return json_reply(await node(request).bench(body.ref, publish=body.publish))
+    wish = Wish(
+        body.ref,
+        body.device,
+        body.task,
+        body.precision,
+        body.workloads,
+        quick=body.quick,
+        even_if_busy=body.even_if_busy,
+    )
+    return json_reply(await node(request).bench(wish, publish=body.publish))
 
 
 async def list_benchmarks(request: web.Request) -> web.Response:

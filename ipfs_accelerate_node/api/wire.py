@@ -45,11 +45,18 @@ class PinRequest(msgspec.Struct, frozen=True):
 
 
 class BenchRequest(msgspec.Struct, frozen=True):
-    """ref: measure this model. record: publish the kept record of that envelope CID instead."""
+    """ref: measure this model; the rest as in `benchmarks.Wish`. record: publish the kept record of that envelope CID
+    instead."""
 
     ref: RefText | None = None
     record: RefText | None = None
     publish: bool = False
+    device: DeviceText = "auto"
+    task: NameText | None = None
+    precision: Literal["f32", "bf16", "f16", "int8"] | None = None
+    workloads: Annotated[tuple[NameText, ...], msgspec.Meta(max_length=32)] = ()
+    quick: bool = False
+    even_if_busy: bool = False
 
 
 class MapRequest(msgspec.Struct, frozen=True):

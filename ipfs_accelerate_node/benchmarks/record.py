@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 
 from ipfs_accelerate_node import __version__
-from ipfs_accelerate_node.benchmarks.workload import Measured, Workload
+from ipfs_accelerate_node.benchmarks.machine_state import MachineState
+from ipfs_accelerate_node.benchmarks.measure import Measured
+from ipfs_accelerate_node.benchmarks.schema import SCHEMA, SCHEMA_VERSION, clean
+from ipfs_accelerate_node.benchmarks.trial import Agreement
+from ipfs_accelerate_node.benchmarks.workload import Workload
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.records.canonical import Value
 from ipfs_accelerate_node.records.envelope import LIFETIME_S
-from ipfs_accelerate_node.store.types import StoredModel
+from ipfs_accelerate_node.store.types import SourceShare, StoredModel
 
-SCHEMA = "ipfs-accelerate-node/benchmark"
-SCHEMA_VERSION = 1
-MAX_TEXT = 200  # characters of any one text: some come from the system, and readers cap them too
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What is known beside the measurement. stored: names the Hub's repository where the model came from, if that is
+    public. threads: of the CPU that a worker may use. agreement: with torch on the CPU in f32, None where that was not
+    compared. busy: kept although the machine was too busy; such a record is never published. sources: of a fetch."""
+
+    stored: StoredModel | None
+    threads: int
+    device_name: str = ""
+    agreement: Agreement | None = None
+    busy: bool = False
+    sources: tuple[SourceShare, ...] = ()
 
 
 def benchmark_record(
-    workload: Workload, measured: Measured, stored: StoredModel | None, *, created: int, seq: int
+    workload: Workload, measured: Measured, around: Circumstances, *, created: int, seq: int
 ) -> dict[str, Value]:
     """The record to sign: integers and text (and the root as a link), as canonical dag-cbor takes them.
 
-    stored: names the Hub's repository where the model came from, if that is public. created: seconds since 1970.
+    created: seconds since 1970.
     """
-    model = measured.model
+    model, stored = measured.model, around.stored
     record: dict[str, Value] = {
         "schema": SCHEMA,
         "v": SCHEMA_VERSION,
@@ -35,29 +50,38 @@ def benchmark_record(
         "status": model.implementation,
         "model": Cid.parse(model.root).canonical,
         "task": model.task,
-        "engine": model.engine,
+        "engine": model.engine if workload.kind != "fetch" else "fetch",
         "precision": model.precision,
-        "device": _text(model.device),
-        "versions": {"node": __version__, **{_text(k): _text(v) for k, v in model.versions.items()}},
-        "machine": machine(),
+        "device": clean(model.device),
+        "device_name": clean(around.device_name),
+        "versions": {"node": __version__, **{clean(k): clean(v) for k, v in model.versions.items()}},
+        "machine": {**machine(), "threads": around.threads},
         "workload": _workload(workload, measured),
+        "unit": measured.unit,
+        "work": list(measured.work),
         "samples_ns": list(measured.samples_ns),
-        "memory_bytes": model.memory_bytes,
-        "load_ms": round(model.load_s * 1000),
-        "load_average_milli": {
-            "before": round(measured.load_before * 1000),
-            "during": round(measured.load_during * 1000),
-        },
+        "phases_ns": {name: list(values) for name, values in measured.phases_ns.items()},
+        "state": _state(measured.state, busy=around.busy),
     }
+    if model.load_s:
+        record["load_ms"] = round(model.load_s * 1000)
+    if measured.peak_bytes:
+        record["memory_peak_bytes"] = measured.peak_bytes
+    if model.device_bytes:
+        record["device_memory_bytes"] = model.device_bytes
+    if around.agreement is not None:
+        record["agreement"] = _agreement(around.agreement)
+    if around.sources:
+        record["sources"] = [_source(share) for share in around.sources]
     if stored is not None and stored.public and stored.provenance.hub_repo and stored.provenance.hub_commit:
-        record["hub"] = {"repo": _text(stored.provenance.hub_repo), "commit": stored.provenance.hub_commit}
+        record["hub"] = {"repo": clean(stored.provenance.hub_repo), "commit": stored.provenance.hub_commit}
     return record
 
 
 def machine() -> dict[str, Value]:
     """What its speed depends on; no name, user, path or address of it."""
     return {
-        "cpu": _text(_cpu_name()),
+        "cpu": clean(_cpu_name()),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "system": platform.system(),
@@ -67,15 +91,55 @@ def machine() -> dict[str, Value]:
 
 
 def _workload(workload: Workload, measured: Measured) -> dict[str, Value]:
+    """tokens: real ones that went in, of one repeat."""
     return {
         "name": workload.name,
-        "batch": workload.batch,
-        "words": workload.words,
-        "warmup": workload.warmup,
-        "repeats": workload.repeats,
-        "seed": workload.seed,
+        **workload.parameters,
+        **measured.further,
+        "repeats": len(measured.samples_ns),
         "tokens": measured.tokens,
         "truncated": measured.truncated,
+    }
+
+
+def _state(state: MachineState, *, busy: bool) -> dict[str, Value]:
+    """Averages and cores in thousandths; what could not be read is left out."""
+    said: dict[str, Value] = {
+        "busy": busy,
+        "cores": state.cores,
+        "load_before_milli": round(state.load_before * 1000),
+        "load_during_milli": round(state.load_during * 1000),
+        "governors": [clean(name) for name in state.governors],
+        "slowed": list(state.slowed),
+    }
+    if state.others is not None:
+        said["others_milli"] = round(state.others * 1000)
+    if state.throttled is not None:
+        said["throttled"] = state.throttled
+    if state.energy_mj is not None:
+        said["energy_mj"] = state.energy_mj
+        said["energy_by"] = state.energy_by
+    return said
+
+
+def _agreement(found: Agreement) -> dict[str, Value]:
+    """Cosines in millionths, rounded down: what is not exactly 1 never reads as 1."""
+    said: dict[str, Value] = {"min_ppm": int(found.minimum * 1e6 // 1), "mean_ppm": int(found.mean * 1e6 // 1)}
+    if found.moved is not None:
+        said["moved"] = found.moved
+    if found.greedy is not None:
+        said["greedy_same"], said["greedy_of"] = found.greedy.same, found.greedy.of
+    return said
+
+
+def _source(share: SourceShare) -> dict[str, Value]:
+    """Of which kind it was and what it gave; not which one it was."""
+    return {
+        "kind": share.kind,
+        "bytes": share.bytes,
+        "requests": share.requests,
+        "rejected": share.rejected,
+        "ms": round(share.seconds * 1000),
     }
 
 
@@ -86,10 +150,6 @@ def _cpu_name() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or "unknown"
-
-
-def _text(text: str) -> str:
-    return "".join(letter for letter in text if letter.isprintable())[:MAX_TEXT]
 
 
 def json_value(value: Value) -> object:

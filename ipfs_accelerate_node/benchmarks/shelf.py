@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ipfs_accelerate_node.benchmarks.schema import SCHEMA_VERSION
 from ipfs_accelerate_node.content.cid import DAG_CBOR, Cid
 from ipfs_accelerate_node.errors import InvalidCid, NodeError, NotFound, StorageError
 from ipfs_accelerate_node.records.canonical import MAX_BYTES
@@ -35,7 +36,8 @@ _PUBLISHED = ".published"  # an empty file beside the envelope's
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """records: verified, oldest first. broken: file name and reason of each entry that is not what its name says."""
+    """records: verified, oldest first; those of other versions of the schema are left out. broken: file name and reason
+    of each entry that is not what its name says."""
 
     records: tuple[Opened, ...]
     broken: tuple[tuple[str, str], ...]
@@ -75,6 +77,11 @@ class RecordShelf:
 
     def listing(self, model: Cid | None = None, *, published: bool = False) -> Listing:
         """What is here, of one model or of all. published: only what was published. Raises StorageError."""
+        found = self._listing(published=published)
+        records = [opened for opened in found.records if _is_current(opened)]
+        return Listing(tuple(o for o in records if model in (None, o.record.get("model"))), found.broken)
+
+    def _listing(self, *, published: bool) -> Listing:
         records: list[Opened] = []
         broken: list[tuple[str, str]] = []
         with self._opened() as directory:
@@ -88,7 +95,7 @@ class RecordShelf:
                     log.warning("record.broken name=%s reason=%s", ascii(name), exc)
                     broken.append((name, str(exc)))
                     continue
-                if opened is not None and model in (None, opened.record.get("model")):
+                if opened is not None:
                     records.append(opened)
         return Listing(tuple(sorted(records, key=_seq)), tuple(broken))
 
@@ -116,7 +123,7 @@ class RecordShelf:
 
     def _highest(self) -> int:
         """Of the records that are here; for a counter that was lost."""
-        return max(map(_seq, self.listing().records), default=0)
+        return max(map(_seq, self._listing(published=False).records), default=0)
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
@@ -140,3 +147,7 @@ def _block(cid: Cid, directory: int) -> bytes:
 def _seq(opened: Opened) -> int:
     seq = opened.record["seq"]
     return seq if isinstance(seq, int) else 0
+
+
+def _is_current(opened: Opened) -> bool:
+    return opened.record.get("v", SCHEMA_VERSION) == SCHEMA_VERSION

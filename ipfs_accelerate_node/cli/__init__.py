@@ -55,7 +55,7 @@ COMMANDS = {
     "unload": ("inference", "End a model's worker process."),
     "infer": ("infer", "Run a model on texts, pictures or sound."),
     "embed": ("inference", "Embed texts with a model."),
-    "bench": ("inference", "Measure a model once, as a signed record."),
+    "bench": ("bench", "Measure a model by workloads, as signed records."),
     "audit": ("maps", "Recompute a map of a Hub commit: confirmed, or refused with what is wrong."),
     "publish": ("maps", "Put this node's map of a Hub commit on IPFS, for everybody and for good."),
     "report": ("report", "Run every model on every device and say what is REAL, how fast, and by what evidence."),

@@ -1,10 +1,7 @@
-"""Running models: `load`, `unload`, `embed`, `bench`."""
+"""Running models: `load`, `unload`, `embed`."""
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,8 +12,7 @@ import click
 from ipfs_accelerate_node.cli import Refused
 from ipfs_accelerate_node.cli.client import path_of
 from ipfs_accelerate_node.cli.options import MODEL_NAME, REFERENCE, daemon_options
-from ipfs_accelerate_node.cli.render import fields, note, print_json, size, yes_no
-from ipfs_accelerate_node.errors import EXIT_FAILURE
+from ipfs_accelerate_node.cli.render import fields, note, print_json, size
 
 if TYPE_CHECKING:
     from ipfs_accelerate_node.cli.client import Daemon
@@ -136,55 +132,3 @@ def when_loaded(daemon: Daemon, path: str, body: dict[str, Any]) -> tuple[Any, M
                 raise
             wait = exc.body.get("retry_after_s")
             time.sleep(min(30.0, max(0.1, wait if isinstance(wait, (int, float)) else 1.0)))
-
-
-@click.command()
-@click.argument("ref", metavar="REF", type=REFERENCE)
-@click.option("--publish", is_flag=True, help="Put the record on IPFS, for everybody and for good.")
-@click.option("--yes", is_flag=True, help="Publish without asking.")
-@daemon_options
-def bench(ref: str, publish: bool, yes: bool, daemon: Daemon, as_json: bool) -> None:
-    """Measure a model once, as a signed record.
-
-    Before publishing, a terminal is shown the record and asked; without a terminal, --publish is the consent.
-    """
-    ask = publish and not yes and sys.stdin.isatty() and sys.stderr.isatty() and not _standing_consent()
-    done = daemon.call("POST", "/api/benchmarks", {"ref": ref, "publish": publish and not ask})
-    if ask:
-        _ask(done)
-        done = daemon.call("POST", "/api/benchmarks", {"record": done["envelope_cid"], "publish": True})
-    if as_json:
-        print_json(done)
-    else:
-        _bench_fields(done)
-
-
-def _bench_fields(done: dict[str, Any]) -> None:
-    samples = done["record"].get("samples_ns") or []
-    timed = f"{statistics.median(samples) / 1e6:.2f} ms, median of {len(samples)}" if samples else None
-    fields(
-        [
-            ("time", timed),
-            ("record", done["record_cid"]),
-            ("envelope", done["envelope_cid"]),
-            ("signer", done["signer"]),
-            ("published", yes_no(done["published"])),
-            ("note", done["note"]),
-        ]
-    )
-
-
-def _standing_consent() -> bool:
-    from ipfs_accelerate_node.config import load_config
-
-    return load_config({}, os.environ, None).publish
-
-
-def _ask(done: dict[str, Any]) -> None:
-    """Shows the very record that would be public. Returns if the person agrees; else the command ends here."""
-    for line in json.dumps(done["record"], indent=2).splitlines():
-        note(line)
-    note("This and this node's public key go to IPFS: for everybody, and never to be taken back.")
-    if not click.confirm("Publish?", default=False, err=True):
-        note("not published")
-        click.get_current_context().exit(EXIT_FAILURE)
