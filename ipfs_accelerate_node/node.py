@@ -88,7 +88,12 @@ class Node:
             self._group = await stack.enter_async_context(asyncio.TaskGroup())
             self.catalogue = Catalogue(self.store, self.registry)
             self.serving = Serving(
-                self.store, self.registry, find=self._find_to_run, group=self._group, allow_mock=self.config.allow_mock
+                self.store,
+                self.registry,
+                find=self._find_to_run,
+                group=self._group,
+                allow_mock=self.config.allow_mock,
+                bring=self._bring,
             )
             self.seeder = Seeder(self.store, self.kubo)
             self._seeding = self._group.create_task(self.seeder.run(), name="seed")
@@ -157,6 +162,9 @@ class Node:
             if any(ref in (job.ref, job.root, job.name) for job in self.fetching()):
                 raise Loading(f"{ref} is being fetched", retry_after_s=FETCH_LOOK_S) from None
             raise
+
+    async def _bring(self, ref: str) -> None:
+        await self._pins.bring(ref, self.catalogue.meant)
 
     def fetching(self) -> list[PinJob]:
         return [job for job in self.pin_jobs() if job.state == "fetching"]

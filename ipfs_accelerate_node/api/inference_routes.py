@@ -242,6 +242,7 @@ async def load(request: web.Request) -> web.Response:
         pinned=body.pinned,
         thorough=body.measure,
         allow_mock=body.allow_mock,
+        fetch=True,
     )
     return json_reply(loaded)
 

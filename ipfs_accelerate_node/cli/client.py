@@ -239,13 +239,21 @@ def refusal(status: int, body: Any, *, retry_after: str | None = None) -> Refuse
         fields = fields["error"]
     if retry_after is not None and retry_after.isdigit() and len(retry_after) < 10:
         fields = {"retry_after_s": int(retry_after), **fields}
-    message = str(fields.get("detail") or fields.get("message") or f"the daemon answered {status}")
+    message = str(fields.get("detail") or fields.get("message") or f"the daemon answered {status}") + _tried(fields)
     code = str(fields.get("code") or "error")
     told = fields.get("exit_code")
     exit_code = _EXIT_OF_STATUS.get(status, EXIT_FAILURE)
     if isinstance(told, int) and EXIT_FAILURE <= told <= EXIT_UNAVAILABLE:
         exit_code = told
     return Refused(message, code=code, exit_code=exit_code, body={"code": code, "detail": message, **fields})
+
+
+def _tried(fields: dict[str, Any]) -> str:
+    """The steps by which a reference to the Hub was followed, where the failure tells them."""
+    chain = fields.get("chain")
+    steps = [step for step in chain if isinstance(step, dict)] if isinstance(chain, list) else []
+    told = "; ".join(f"{step.get('step')}: {step.get('outcome')}: {step.get('reason')}" for step in steps)
+    return f" (tried: {told})" if told else ""
 
 
 def _connection(url: str) -> http.client.HTTPConnection:

@@ -115,6 +115,7 @@ def receipt(done: dict[str, Any]) -> None:
         ("took", f"{done['seconds']:.1f} s" + (f", {size(int(rate))}/s" if rate else "")),
         *(("from", _share(share)) for share in shares if not as_table),
         *(("failed", f"{f['source']}: {f['code']}: {f['reason']}") for f in done.get("failures") or ()),
+        *(("step", f"{c['step']}: {c['outcome']} {c['reason']}".strip()) for c in done.get("chain") or ()),
         ("seeded", yes_no(done["seeded"])),
         ("note", done["seed_note"]),
         ("announced", yes_no(done["announced"])),

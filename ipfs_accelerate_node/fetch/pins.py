@@ -81,6 +81,7 @@ class Pins:
         self._group = group
         self.fetcher = Fetcher(store)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._awaited: dict[str, NodeError | None] = {}  # pins that a caller waits for, with their failure
         self.origins = Origins(config, store, kubo, self._ready_kubo, discover=discover, by_peer_id=by_peer_id)
         self.receiver = Receiver(store)
         self.discover = discover
@@ -103,6 +104,18 @@ class Pins:
         self._tasks[job.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
         return job
+
+    async def bring(self, ref: str, stored: Meant) -> None:
+        """Pins it and waits for the end, which a cancelled caller leaves to others. Raises as the pin fails."""
+        job = self.start(ref, stored, Wish())
+        self._awaited[job.id] = None
+        try:
+            await asyncio.wait({self._tasks[job.id]})
+            failure = self._awaited[job.id]
+        finally:
+            del self._awaited[job.id]
+        if failure is not None:
+            raise failure
 
     async def survey(self, ref: str, stored: Meant, *, only: tuple[str, ...] = (), source: str | None = None) -> Survey:
         """What a pin of the same would do; see `Surveyor.survey`."""
@@ -134,6 +147,8 @@ class Pins:
         except NodeError as exc:
             log.warning("pin.failed ref=%s code=%s reason=%s", job.ref, exc.code, exc)
             self.jobs.change(job.id, state="failed", error=problem(exc), left_s=None)
+            if job.id in self._awaited:
+                self._awaited[job.id] = exc
             return
         total = receipt.bytes_total
         log.info(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.reference import MockRef, parse_reference
+from ipfs_accelerate_node.content.reference import HubRef, MockRef, parse_reference
 from ipfs_accelerate_node.errors import (
     DeviceUnavailable,
     Loading,
@@ -31,8 +31,9 @@ LOAD_WAIT_S = 20.0  # a request waits so long for a model that is being loaded, 
 
 
 class Serving:
-    """find: the stored model that a reference means. group: where loads go on when their first caller has gone.
-    allow_mock: a mock of the task stands in, marked as one, where the model cannot be had."""
+    """find: the stored model that a reference means. bring: fetches what a reference to the Hub means, for who asks to
+    load it. group: where loads go on when their first caller has gone. allow_mock: a mock of the task stands in, marked
+    as one, where the model cannot be had."""
 
     def __init__(
         self,
@@ -42,7 +43,9 @@ class Serving:
         find: Callable[[str], StoredModel],
         group: asyncio.TaskGroup,
         allow_mock: bool,
+        bring: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
+        self._bring = bring
         self._store = store
         self._registry = registry
         self._find = find
@@ -67,10 +70,14 @@ class Serving:
         pinned: bool | None = None,
         thorough: bool = False,
         allow_mock: bool = False,
+        fetch: bool = False,
     ) -> LoadedModel:
-        """A stored model, or a mock that is named as one; joins a load of the same that is under way. See
-        ``Registry.load``; raises NotFound beside what that raises."""
-        spec = await self._spec(ref, task)
+        """A stored model, or a mock that is named as one; joins a load of the same that is under way. fetch: ``hf:…``
+        that is not here is pinned first. See ``Registry.load``; raises NotFound beside what that raises."""
+        try:
+            spec = await self._spec(ref, task, fetch)
+        except NodeError as exc:
+            return await self._mocked(exc, task, allow_mock)
         self._hold(spec)
         try:
             loaded = await self._registry.load(
@@ -90,13 +97,26 @@ class Serving:
         self._hold(spec)  # again: an earlier load of it may have gone, and let go, in between
         return loaded
 
-    async def _spec(self, ref: str, task: str | None) -> ModelSpec:
+    async def _spec(self, ref: str, task: str | None, fetch: bool) -> ModelSpec:
         reference = parse_reference(ref)
         if isinstance(reference, MockRef):
             if task not in (None, reference.task):
                 raise ModelUnsupported(f"{ref} does {reference.task}, not {task}", code="task_unsupported")
             return ModelSpec(root=ref, path=None, source="mock", task=reference.task, mock=True)
-        model = await asyncio.to_thread(self._find, ref)
+        try:
+            model = await asyncio.to_thread(self._find, ref)
+        except NotFound as exc:
+            if not isinstance(reference, HubRef) or not ref.startswith("hf:"):
+                raise
+            if not fetch or self._bring is None:
+                reason = "only `pin` and `load` fetch"
+                exc.detail["chain"] = [
+                    {"step": "here", "outcome": "absent", "reason": str(exc)},
+                    *({"step": step, "outcome": "skipped", "reason": reason} for step in ("map", "hub")),
+                ]
+                raise
+            await self._bring(ref)
+            model = await asyncio.to_thread(self._find, ref)
         return ModelSpec(str(model.root), model.path, model.names, source=model.provenance.kind, task=task)
 
     async def _mocked(self, error: NodeError, task: str | None, allowed: bool) -> LoadedModel:
@@ -105,6 +125,10 @@ class Serving:
         final = isinstance(error, DeviceUnavailable | Overloaded | Loading)
         lacking = isinstance(error, NotFound | ModelUnsupported | Unavailable) and not final
         if not (allowed or self._allow_mock) or not lacking or task is None:
+            chain = error.detail.get("chain")
+            if isinstance(chain, list) and not any(step["step"] == "mock" for step in chain):
+                reason = "not allowed (--allow-mock)" if not (allowed or self._allow_mock) else "no task was named"
+                chain.append({"step": "mock", "outcome": "skipped", "reason": reason})
             raise error
         log.warning("mock.stands_in task=%s reason=%s", task, error)
         spec = ModelSpec(root=f"mock:{task}", path=None, source="mock", task=task, mock=True)
