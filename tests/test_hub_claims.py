@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import msgspec
 import pytest
 
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.fetch.hub_claims import MapAnswer
+from ipfs_accelerate_node.fetch.hub_claims import Claims, MapAnswer
 from ipfs_accelerate_node.records.hub_map import HubMap
+from ipfs_accelerate_node.records.rendezvous import map_meeting
+from ipfs_accelerate_node.sources import Source
 from ipfs_accelerate_node.sources.hub_names import HubRepo
 from tests.support.hub import FakeHub
 from tests.support.maps import LIAR, Forge, another_map, another_record, liar
@@ -44,17 +47,22 @@ async def first(tmp_path: Path, hub: FakeHub) -> AsyncIterator[Running]:
 async def test_without_the_hub_a_peers_map_will_do(cache: Path, hub: FakeHub, first: Running) -> None:
     sha = hub.repos["org/open"].refs["main"]
     async with running(cache, hf_upstream=hub.url, hf_offline=True, peers=(first.url,)) as node:
-        about = (await node.ask("GET", "/api/models/org/open")).json
+        reply = await node.ask("GET", "/api/models/org/open")
+        assert reply.headers["X-Ipfs-Accelerate-Node-Claim-By"] == f"peer:{first.node.key.peer_id}"
+        about = reply.json
         assert about["sha"] == sha
         assert [line["rfilename"] for line in about["siblings"]] == sorted(SHOWN)
         for path, content in SHOWN.items():
             reply = await node.ask("GET", f"/org/open/resolve/main/{path}")
             assert (reply.body, reply.headers["X-Repo-Commit"]) == (content, sha)
+            assert reply.headers["X-Ipfs-Accelerate-Node-Claim-By"] == f"peer:{first.node.key.peer_id}"
         assert (await node.ask("GET", "/org/open/resolve/main/.gitattributes")).status == 404
         assert (await node.ask("GET", "/api/maps?repo=org/open")).status == 404  # a claim is not told on
     assert hub.seen == []
     async with running(cache, hf_upstream=hub.url, peers=(first.url,)) as node:  # the Hub has the last word
-        about = (await node.ask("GET", f"/api/models/org/open/revision/{sha}")).json
+        reply = await node.ask("GET", f"/api/models/org/open/revision/{sha}")
+        assert "X-Ipfs-Accelerate-Node-Claim-By" not in reply.headers
+        about = reply.json
         assert [line["rfilename"] for line in about["siblings"]] == sorted(FILES)
         assert [seen.path for seen in hub.seen if "/resolve/" in seen.path] == []
 
@@ -162,6 +170,32 @@ async def test_a_map_whose_cids_are_of_other_bytes_is_found_out(cache: Path, hub
     ):
         assert (await node.ask("GET", "/org/open/resolve/main/config.json")).status == 503
         assert LIAR.peer_id in node.node.maps.claims.maps.refuted()
+
+
+async def test_one_search_for_all_who_ask_and_none_so_soon_again(cache: Path, hub: FakeHub, first: Running) -> None:
+    asked: list[Cid] = []
+
+    async def nobody(meeting: Cid) -> AsyncGenerator[Source, None]:
+        asked.append(meeting)
+        none: tuple[Source, ...] = ()
+        for source in none:
+            yield source
+
+    sha = hub.repos["org/open"].refs["main"]
+    async with running(cache, hf_upstream=hub.url, hf_offline=True) as node:
+        old = node.node.maps.claims
+        claims = Claims((), old.maps, node.node.hub.shelf, meet=nobody)
+        answers = await asyncio.gather(*(claims.ask(REPO, sha, search=True) for _ in range(9)))
+        assert (answers, asked) == ([None] * 9, [map_meeting("org/open", sha)[0]])
+        assert await claims.ask(REPO, sha) is None
+        assert await claims.ask(REPO, "main", search=True) is None  # no map says what a branch means
+        assert len(asked) == 1
+        assert await claims.ask(REPO, sha, again=True) is None
+        assert len(asked) == 2
+        found = Claims((first.url,), old.maps, node.node.hub.shelf, meet=nobody)
+        claim = await found.ask(REPO, sha, search=True)
+        assert claim is not None
+        assert (claim.commit, claim.claimed, len(asked)) == (sha, True, 2)
 
 
 async def test_a_map_that_lists_other_files_than_the_hub_is_refuted_unseen(

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _COMMIT = "X-Repo-Commit"
+CLAIM_HEADER = "X-Ipfs-Accelerate-Node-Claim-By"  # who claims what is said: the Hub could not be asked
 
 
 def speaking_hub(handler: Handler) -> Handler:
@@ -92,7 +93,7 @@ def _one_line(text: str) -> str:
 
 
 def json_of(kept: KeptCommit | None, body: object, headers: dict[str, str] | None = None) -> web.Response:
-    known = {} if kept is None else {_COMMIT: kept.commit}
+    known = {} if kept is None else _said_of(kept)
     return web.Response(
         body=json_bytes(body),
         content_type="application/json",
@@ -100,12 +101,16 @@ def json_of(kept: KeptCommit | None, body: object, headers: dict[str, str] | Non
     )
 
 
+def _said_of(kept: KeptCommit) -> dict[str, str]:
+    return {_COMMIT: kept.commit, **({CLAIM_HEADER: kept.source} if kept.claimed else {})}
+
+
 def head_of(kept: KeptCommit, entry: TreeEntry) -> dict[str, str]:
     """Headers of a file, whether it is here or not. Never rendered by a browser."""
     etag, name = f'"{entry.file.oid}"', entry.path.rpartition("/")[2]
     plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name)
     headers = {
-        _COMMIT: kept.commit,
+        **_said_of(kept),
         "Etag": etag,
         "Accept-Ranges": "bytes",
         "Content-Type": "application/octet-stream",

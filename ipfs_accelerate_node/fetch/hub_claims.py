@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+import math
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -36,6 +38,7 @@ DENIED_S = 60.0  # a map that no peer had is not asked for again so soon
 SEARCH_S = 30.0  # for nodes that announced a map, and for what each answers
 MAX_PARCELS = 16  # of one answer
 _MAX_DENIED = 10_000
+_MAX_HELD = 1000
 
 Reach = Callable[[str], AbstractAsyncContextManager[str]]
 Meet = Callable[[Cid], AsyncGenerator[Source, None]]
@@ -57,7 +60,7 @@ class Claims:
 
     def __init__(
         self,
-        peers: Sequence[str],
+        peers: Iterable[str],
         maps: MapShelf,
         shelf: HubShelf,
         *,
@@ -66,10 +69,12 @@ class Claims:
     ) -> None:
         self.maps = maps
         self._shelf = shelf
-        self._peers = tuple(peers)
+        self._peers = peers
         self._reach = reach
         self._meet = meet
         self._denied_s: dict[tuple[HubRepo, str, bool], float] = {}
+        self._asking: WeakValueDictionary[tuple[HubRepo, str], asyncio.Lock] = WeakValueDictionary()
+        self._held: dict[Cid, bool] = {}  # by envelope: also to what the Hub said
 
     async def ask(
         self, repo: HubRepo, revision: str, again: bool = False, *, search: bool = False
@@ -80,21 +85,19 @@ class Claims:
         too, and also if nobody had one a moment ago.
         """
         search = search or again
-        if is_commit(revision) and (found := await in_thread(self._usable, repo, revision)):
-            return claimed_commit(found[0])
-        now_s = asyncio.get_running_loop().time()
-        denied_s = max(self._denied_s.get((repo, revision, far), -DENIED_S) for far in {search, True})
-        if not again and now_s - denied_s < DENIED_S:
+        lock = self._asking.setdefault((repo, revision), asyncio.Lock())
+        async with lock:  # one search, for all who want it
+            if is_commit(revision) and (found := await in_thread(self._usable, repo, revision)):
+                return claimed_commit(found[0])
+            if not again and self._was_denied(repo, revision, search):
+                return None
+            best = await self._ask_peers(repo, revision)
+            if best is None and search and is_commit(revision):
+                best = await self._search(repo, revision)
+            if best is not None:
+                return claimed_commit(best)
+            self._deny(repo, revision, search)
             return None
-        best = await self._ask_peers(repo, revision)
-        if best is None and search and is_commit(revision):
-            best = await self._search(repo, revision)
-        if best is not None:
-            return claimed_commit(best)
-        self._denied_s[repo, revision, search] = now_s
-        while len(self._denied_s) > _MAX_DENIED:
-            del self._denied_s[next(iter(self._denied_s))]
-        return None
 
     async def ask_one(self, peer: str, repo: HubRepo, revision: str) -> MapAnswer | None:
         """What this peer (a URL or a PeerID) answers, its maps not verified; None for none. Raises Unavailable."""
@@ -114,6 +117,15 @@ class Claims:
         return await in_thread(self._refute, repo, commit, path, reason, root)
 
     # private
+
+    def _was_denied(self, repo: HubRepo, revision: str, search: bool) -> bool:
+        denied_s = max(self._denied_s.get((repo, revision, far), -math.inf) for far in {search, True})
+        return asyncio.get_running_loop().time() - denied_s < DENIED_S
+
+    def _deny(self, repo: HubRepo, revision: str, search: bool) -> None:
+        self._denied_s[repo, revision, search] = asyncio.get_running_loop().time()
+        while len(self._denied_s) > _MAX_DENIED:
+            del self._denied_s[next(iter(self._denied_s))]
 
     def _refute(self, repo: HubRepo, commit: str, path: str, reason: str, root: Cid | None) -> list[str]:
         found = [kept for kept in self.maps.of(repo, commit) if root is None or same_cid(kept.opened.map.root, root)]
@@ -173,12 +185,19 @@ class Claims:
 
     def _holds(self, kept: KeptMap) -> bool:
         """Whether a map agrees with itself, and with what the Hub said as far as that is here. Else it is refuted."""
-        found = kept.opened.map
+        found, envelope = kept.opened.map, kept.opened.envelope_cid
         said = self._shelf.commit(HubRepo(found.repo, found.repo_type), found.commit)
-        wrong = own_fault(found) if said is None or said.claimed else fault(found, said)
+        known = said is not None and not said.claimed
+        if envelope in self._held and (self._held[envelope] or not known):
+            return True
+        wrong = fault(found, said) if said is not None and known else own_fault(found)
         if wrong is not None:
             self.maps.refute(kept, wrong.path, wrong.reason)
-        return wrong is None
+            return False
+        self._held[envelope] = known
+        while len(self._held) > _MAX_HELD:
+            self._held.pop(next(iter(self._held)), None)
+        return True
 
 
 def _decoded(said: bytes, repo: HubRepo, revision: str, peer: str) -> MapAnswer:

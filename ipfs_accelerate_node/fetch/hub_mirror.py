@@ -145,12 +145,6 @@ class HubMirror:
         lacking = {entry.path for entry in hidden if await in_thread(self._files.here, kept, entry) is None}
         return replace(kept, entries=tuple(entry for entry in kept.entries if entry.path not in lacking))
 
-    async def map(self, repo: HubRepo, revision: str) -> KeptCommit | None:
-        """What a peer may be told: of a public commit, as the Hub said, whose files have CIDs here."""
-        known = await in_thread(self._known, repo, checked_revision(revision))
-        kept = known[0] if known is not None else None
-        return kept if kept is not None and kept.cids and not (kept.restricted or kept.claimed) else None
-
     async def refs(self, repo: HubRepo, token: str | None) -> dict[str, str]:
         """Full name to commit; of a public repository that is known, from the shelf when the Hub cannot be asked."""
         check_repo(repo.id)
