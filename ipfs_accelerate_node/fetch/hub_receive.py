@@ -229,6 +229,7 @@ class _Transfer:
         self._ranges = True  # until the server turns out to know none
         self._leases: deque[tuple[int, int]] = deque()
         self._unsynced = 0
+        self._begun = asyncio.Event()  # something has come
 
     async def complete(self, store: Store, part: UnnamedFile) -> None:
         """All of it here and verified. A wrong file is dropped and asked for once more, then named (table F4h)."""
@@ -282,7 +283,9 @@ class _Transfer:
         async with asyncio.TaskGroup() as group:
             lanes: list[asyncio.Task[None]] = []
 
-            async def lane() -> None:
+            async def lane(number: int) -> None:
+                if number:  # nothing is in the way of the first byte, for which somebody may wait
+                    await self._begun.wait()
                 try:
                     while self._leases:
                         await self._carry(part, *self._leases.popleft())
@@ -292,12 +295,14 @@ class _Transfer:
                         return
                 except NodeError as exc:
                     failures.append(exc)
+                finally:
+                    self._begun.set()
                 for other in lanes if failures else ():
                     if other is not asyncio.current_task():
                         other.cancel()
 
             count = min(CONNECTIONS if several else 1, len(self._leases))
-            lanes += [group.create_task(lane(), name=f"hub {self._file.path} {i}") for i in range(count)]
+            lanes += [group.create_task(lane(i), name=f"hub {self._file.path} {i}") for i in range(count)]
         hopeless = [f for f in failures if not isinstance(f, SourceUnavailable) or isinstance(f, AuthRequired)]
         if hopeless:
             raise hopeless[0]
@@ -317,6 +322,7 @@ class _Transfer:
                 await in_thread(part.write, at, run)
                 at += len(run)
                 self._unsynced += len(run)
+                self._begun.set()
                 self._arrival.came(part.received_bytes)
                 if self._unsynced >= SYNC_BYTES:
                     self._unsynced = 0
