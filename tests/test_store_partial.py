@@ -186,7 +186,7 @@ def test_copies_from_a_stored_file_are_verified(store: Store) -> None:
     assert place is not None
     other = FilePlan("other.bin", Cid.of(b"a file of that leaf twice"), 2 * CHUNK, ())
     part = store.partial(other.cid, other.size)
-    part.copy_from(Leaf(FILE.leaves[1].cid, CHUNK, CHUNK), place)
+    part.copy_from([Leaf(FILE.leaves[1].cid, CHUNK, CHUNK)], place)
     assert part.block(FILE.leaves[1].cid) == payload(FILE.leaves[1])
 
     path = store.root / "blobs" / str(FILE.cid)
@@ -195,11 +195,11 @@ def test_copies_from_a_stored_file_are_verified(store: Store) -> None:
         blob.seek(CHUNK + 3)
         blob.write(b"\0" if MODEL.files["weights.bin"][CHUNK + 3] else b"\1")
     with pytest.raises(IntegrityError):
-        part.copy_from(Leaf(FILE.leaves[1].cid, 0, CHUNK), place)
+        part.copy_from([Leaf(FILE.leaves[1].cid, 0, CHUNK)], place)
     assert not part.covers(0, 1)
     assert store.file(FILE.cid) is None
     with pytest.raises(NotFound):
-        part.copy_from(Leaf(FILE.leaves[1].cid, 0, CHUNK), place)
+        part.copy_from([Leaf(FILE.leaves[1].cid, 0, CHUNK)], place)
 
 
 def test_wrapped_leaves_give_their_block_back(store: Store) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ipfs_accelerate_node.content.cid import Buffer, Cid
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf
 from ipfs_accelerate_node.errors import IntegrityError, NodeError, NotFound
-from ipfs_accelerate_node.store import PartialFile, Store, commit_all
+from ipfs_accelerate_node.store import LeafPlace, PartialFile, Store, commit_all
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,8 @@ MAX_OPEN_FILES = 128  # two descriptors each; what is idle beyond that is closed
 SMALL_BYTES = 2 << 20  # files up to this size become blobs together, so many …
 BATCH_FILES = 64
 BATCH_BYTES = 16 << 20  # … or of so many bytes at once
-COPY_AT_ONCE = 64  # leaves copied in one call, so that a cancel waits for tens of MiB at most
+COPY_AT_ONCE = 32  # leaves copied in one call, so that a cancel waits for tens of MiB at most …
+COPY_THREADS = 2  # … at a time
 CHECKED_AT_ONCE = 256  # the same for leaves that are only hashed
 
 
@@ -72,19 +73,27 @@ class Landing:
 
     def copy(self, file: FilePlan, leaves: Iterable[Leaf]) -> list[Leaf]:
         """Copies those leaves that some stored file holds; returns those that were copied."""
-        copied = []
+        copied: list[Leaf] = []
         with self._part(file.cid, file.size) as part:
-            for leaf in leaves:
-                place = self._store.leaf_at(leaf.cid)
-                if place is None:
-                    continue
+            for run, place in self._runs(leaves):
                 try:
-                    part.copy_from(leaf, place)
+                    part.copy_from(run, place)
                 except (IntegrityError, NotFound) as exc:  # that file was corrupt or went away: the leaf is fetched
-                    log.warning("fetch.copy_failed leaf=%s reason=%s", leaf.cid, exc)
-                    continue
-                copied.append(leaf)
+                    log.warning("fetch.copy_failed file=%s reason=%s", place.path.name, exc)
+                copied += [leaf for leaf, here in zip(run, part.covered(run), strict=True) if here]
         return copied
+
+    def _runs(self, leaves: Iterable[Leaf]) -> list[tuple[list[Leaf], LeafPlace]]:
+        """Those that some stored file holds, in runs that are adjacent here and there, each with its start there."""
+        runs: list[tuple[list[Leaf], LeafPlace]] = []
+        for leaf in leaves:
+            if (place := self._store.leaf_at(leaf.cid)) is None:
+                continue
+            if runs and _continues(*runs[-1], leaf, place):
+                runs[-1][0].append(leaf)
+            else:
+                runs.append(([leaf], place))
+        return runs
 
     def sync(self) -> None:
         """Makes everything written so far durable."""
@@ -185,3 +194,9 @@ class Landing:
             log.warning("fetch.sync_failed file=%s reason=%s", part.cid, exc)
         finally:
             part.close()
+
+
+def _continues(run: list[Leaf], start: LeafPlace, leaf: Leaf, place: LeafPlace) -> bool:
+    """Whether the leaf, and its place, follow a run and its."""
+    here, there = leaf.offset - run[0].offset, place.offset - start.offset
+    return place.path == start.path and here == there and leaf.offset == run[-1].offset + run[-1].length

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ipfs_accelerate_node.content.cid import Buffer, Cid
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf, ModelPlan
@@ -13,11 +14,12 @@ from ipfs_accelerate_node.errors import IntegrityError, NodeError, SourceUnavail
 from ipfs_accelerate_node.fetch.durability import Durability
 from ipfs_accelerate_node.fetch.executor import Executor
 from ipfs_accelerate_node.fetch.intake import Arrived, Carriage, Intake
-from ipfs_accelerate_node.fetch.landing import CHECKED_AT_ONCE, COPY_AT_ONCE, Landing
+from ipfs_accelerate_node.fetch.landing import CHECKED_AT_ONCE, COPY_AT_ONCE, COPY_THREADS, Landing
 from ipfs_accelerate_node.fetch.planner import Lease, Planner
 from ipfs_accelerate_node.fetch.schedule import WINDOW, Schedule, Standing
 from ipfs_accelerate_node.fetch.stage import Came
 from ipfs_accelerate_node.fetch.threads import in_thread
+from ipfs_accelerate_node.fetch.together import together
 from ipfs_accelerate_node.sources.source import LACKS_BLOCK
 
 RANGES_EACH = 2  # at a time of one source, so that one goes on while the other's request is on its way …
@@ -132,14 +134,16 @@ class Leaves:
 
     async def _copied(self, file: FilePlan, missing: Sequence[Leaf]) -> list[Leaf]:
         """What is missing after copying from the store's other files."""
-        left: list[Leaf] = []
-        for start in range(0, len(missing), COPY_AT_ONCE):
-            some = missing[start : start + COPY_AT_ONCE]
-            copied = await in_thread(self._landing.copy, file, some)
-            self._came(sum(leaf.length for leaf in copied), False)
-            offsets = {leaf.offset for leaf in copied}
-            left += [leaf for leaf in some if leaf.offset not in offsets]
-        return left
+        copied: set[int] = set()
+
+        async def work(some: Sequence[Leaf]) -> None:
+            here = await in_thread(self._landing.copy, file, some)
+            self._came(sum(leaf.length for leaf in here), False)
+            copied.update(leaf.offset for leaf in here)
+
+        starts = range(0, len(missing), COPY_AT_ONCE)
+        await together((partial(work, missing[start : start + COPY_AT_ONCE]) for start in starts), COPY_THREADS)
+        return [leaf for leaf in missing if leaf.offset not in copied]
 
     # as a stage
 

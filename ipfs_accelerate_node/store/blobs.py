@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -213,11 +212,16 @@ class Blobs:
         os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=self._layout.blobs, follow_symlinks=False)
 
 
-def read_payload(place: LeafPlace) -> bytes:
-    """The bytes at a place, unverified. Raises OSError."""
-    fd = disk.open_read(place.path)
+def read_stored(leaf: Leaf, fd: int, offset: int, name: str, on_corrupt: Callable[[str, str], object]) -> bytes:
+    """The leaf's payload, verified, out of an open blob. Raises IntegrityError, StorageError; on_corrupt has then been
+    told the blob's name and why, unless the machine is to blame."""
     try:
-        return disk.read_exactly(fd, place.length, place.offset)
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(fd)
+        payload = disk.read_exactly(fd, leaf.length, offset)
+    except OSError as exc:
+        if exc.errno == errno.EIO:
+            on_corrupt(name, "cannot be read")
+        raise disk.storage_failure(exc, f"cannot read {name}") from exc
+    if not leaf.cid.matches(leaf.wrap(payload)):
+        on_corrupt(name, f"bytes at {offset} are not {leaf.cid}")
+        leaf.cid.check(leaf.wrap(payload), f"stored file {name}")
+    return payload

@@ -151,12 +151,6 @@ def clone_range(target_fd: int, target_offset: int, source_fd: int, source_offse
     return True
 
 
-def clone_out_of(path: os.PathLike[str], offset: int, target_fd: int, target_offset: int, length: int) -> bool:
-    """As `clone_range`, from a file by its path."""
-    with closing(source := open_read(path)):
-        return clone_range(target_fd, target_offset, source, offset, length)
-
-
 def data_ranges(fd: int, size: int) -> list[tuple[int, int]]:
     """Where the file has data at all; a file system that does not know says everywhere."""
     end = min(size, os.fstat(fd).st_size)

@@ -9,7 +9,6 @@ match.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import threading
@@ -22,7 +21,7 @@ from ipfs_accelerate_node.content.plan import FilePlan, Leaf
 from ipfs_accelerate_node.errors import BadContent, NotFound, StorageError
 from ipfs_accelerate_node.store import disk, record
 from ipfs_accelerate_node.store.batch import commit_all
-from ipfs_accelerate_node.store.blobs import Incoming, read_payload
+from ipfs_accelerate_node.store.blobs import Incoming, read_stored
 from ipfs_accelerate_node.store.hashing import GIT_BYTES, git_blob
 from ipfs_accelerate_node.store.index import key
 from ipfs_accelerate_node.store.lending import Lending
@@ -135,30 +134,30 @@ class PartialFile:
                 raise disk.storage_failure(exc, f"cannot sync {self.cid}") from exc
             return leaves
 
-    def copy_from(self, leaf: Leaf, place: LeafPlace) -> None:
-        """Brings a leaf from a file of this store, sharing its disk blocks where the file system can; verified.
+    def copy_from(self, leaves: Sequence[Leaf], place: LeafPlace) -> None:
+        """Brings adjacent leaves from a file of this store, which has them in this order from place on, sharing its
+        disk blocks where the file system can; each verified.
 
-        Raises NotFound if that file is gone, IntegrityError if its bytes are wrong: it has then been quarantined.
+        Raises NotFound if that file is gone, IntegrityError if its bytes are wrong: it has then been quarantined. The
+        leaves before the wrong one are here.
         """
+        name, at = place.path.name, place.offset
         try:
-            payload = read_payload(place)
+            source = disk.open_read(place.path)
         except FileNotFoundError as exc:
-            raise NotFound(f"{place.path.name} was removed meanwhile", cid=str(leaf.cid)) from exc
+            raise NotFound(f"{name} was removed meanwhile", cid=str(leaves[0].cid)) from exc
         except OSError as exc:
-            if exc.errno == errno.EIO:
-                self.owner.corrupt(place.path.name, "cannot be read")
-            raise disk.storage_failure(exc, f"cannot read {place.path.name}") from exc
-        if not leaf.cid.matches(leaf.wrap(payload)):
-            self.owner.corrupt(place.path.name, f"bytes at {place.offset} are not {leaf.cid}")
-            leaf.cid.check(leaf.wrap(payload), f"stored file {place.path.name}")
-        with self._using() as usable:
-            if not usable:
-                return
-            if self._share(leaf, place):
-                self._note(leaf, payload)
-                self._hash_on(leaf, payload)
-            else:
-                self.write(leaf, payload)
+            raise disk.storage_failure(exc, f"cannot read {name}") from exc
+        with disk.closing(source), self._using() as usable:
+            shared = usable and self._share(leaves, source, at)
+            for leaf in leaves if usable else ():
+                payload = read_stored(leaf, source, at, name, self.owner.corrupt)
+                at += leaf.length
+                if shared:
+                    self._note(leaf, payload)
+                    self._hash_on(leaf, payload)
+                else:
+                    self.write(leaf, payload)
 
     def block(self, cid: Cid) -> bytes | None:
         """A leaf that is there, read back and hashed again."""
@@ -355,10 +354,10 @@ class PartialFile:
                 raise
             disk.write_all(self._fd, memoryview(payload), offset)
 
-    def _share(self, leaf: Leaf, place: LeafPlace) -> bool:
-        fits = 0 < leaf.length <= self.size - leaf.offset
+    def _share(self, leaves: Sequence[Leaf], source: int, at: int) -> bool:
+        start, length = leaves[0].offset, sum(leaf.length for leaf in leaves)
         with disk.storing(f"cannot copy into {self.cid}"):
-            return fits and disk.clone_out_of(place.path, place.offset, self._fd, leaf.offset, leaf.length)
+            return 0 < length <= self.size - start and disk.clone_range(self._fd, start, source, at, length)
 
     @contextlib.contextmanager
     def _using(self) -> Iterator[bool]:
