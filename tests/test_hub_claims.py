@@ -168,8 +168,13 @@ async def test_a_map_whose_cids_are_of_other_bytes_is_found_out(cache: Path, hub
         liar(first, another_map(forged)) as url,
         running(cache.parent / "third", hf_upstream=hub.url, hf_offline=True, peers=(url,)) as node,
     ):
+        assert (await node.ask("GET", "/api/models/org/open")).json["sha"] == sha  # so far nothing speaks against it
         assert (await node.ask("GET", "/org/open/resolve/main/config.json")).status == 503
         assert LIAR.peer_id in node.node.maps.claims.maps.refuted()
+        assert node.node.hub.shelf.commit(REPO, sha) is None
+        assert (await node.ask("GET", "/api/models/org/open")).status == 503
+    async with running(cache.parent / "third", hf_upstream=hub.url, hf_offline=True, peers=(first.url,)) as node:
+        assert (await node.ask("GET", "/org/open/resolve/main/config.json")).body == FILES["config.json"]
 
 
 async def test_one_search_for_all_who_ask_and_none_so_soon_again(cache: Path, hub: FakeHub, first: Running) -> None:

@@ -247,7 +247,7 @@ class Auditor:
         return lacking, None
 
     async def _refused(self, report: Audit, found: KeptMap, wrong: Fault) -> Audit:
-        await in_thread(self._maker.maps.refute, found, wrong.path, wrong.reason)
+        await in_thread(self._claims.refute, found, wrong.path, wrong.reason)
         return replace(report, outcome="refused", path=wrong.path or None, reason=wrong.reason)
 
 

@@ -116,6 +116,14 @@ class Claims:
         away. Their signers."""
         return await in_thread(self._refute, repo, commit, path, reason, root)
 
+    def refute(self, kept: KeptMap, path: str, reason: str) -> None:
+        """That map is wrong: nothing that it said is kept. Blocks. path: "" for the map as a whole."""
+        found = kept.opened.map
+        self.maps.refute(kept, path, reason)
+        root = None if found.root is None else str(found.root)
+        repo = HubRepo(found.repo, found.repo_type)
+        self._shelf.forget_claim(repo, found.commit, f"peer:{kept.opened.signer}", root)
+
     # private
 
     def _was_denied(self, repo: HubRepo, revision: str, search: bool) -> bool:
@@ -130,7 +138,7 @@ class Claims:
     def _refute(self, repo: HubRepo, commit: str, path: str, reason: str, root: Cid | None) -> list[str]:
         found = [kept for kept in self.maps.of(repo, commit) if root is None or same_cid(kept.opened.map.root, root)]
         for kept in found:
-            self.maps.refute(kept, path, reason)
+            self.refute(kept, path, reason)
         return [kept.opened.signer for kept in found]
 
     async def _ask_peers(self, repo: HubRepo, revision: str) -> KeptMap | None:
@@ -192,7 +200,7 @@ class Claims:
             return True
         wrong = fault(found, said) if said is not None and known else own_fault(found)
         if wrong is not None:
-            self.maps.refute(kept, wrong.path, wrong.reason)
+            self.refute(kept, wrong.path, wrong.reason)
             return False
         self._held[envelope] = known
         while len(self._held) > _MAX_HELD:

@@ -184,6 +184,19 @@ class HubShelf:
         if root is not None:
             self.rooted(kept)
 
+    def forget_claim(self, repo: HubRepo, commit: str, source: str, root: str | None) -> None:
+        """What source claimed of that commit was wrong: it goes, and so does a root that was taken from it."""
+        with self._lock:
+            kept = self.commit(repo, commit)
+            if kept is None:
+                return
+            if kept.claimed and kept.source == source:
+                self._recent.pop((repo, commit), None)
+                (self._folder(repo) / f"{commit}.json").unlink(missing_ok=True)
+            elif kept.root is not None and kept.root == root:
+                self._write(repo, f"{commit}.json", fresh := replace(kept, root=None))
+                self._remember((repo, commit), fresh)
+
     # private
 
     def _put_ref(self, repo: HubRepo, revision: str | None, ref: Ref, restricted: bool) -> None:
