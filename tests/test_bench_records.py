@@ -16,13 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipfs_accelerate_node.benchmarks.cells import Same
 from ipfs_accelerate_node.benchmarks.figures import FIRST_TOKEN, figures, spread
 from ipfs_accelerate_node.benchmarks.schema import MAX_TEXT, clean, read_benchmark
-from ipfs_accelerate_node.benchmarks.trial import Agreement, Same
+from ipfs_accelerate_node.benchmarks.trial import Agreement
+from ipfs_accelerate_node.benchmarks.workload import inputs
 from ipfs_accelerate_node.content.cid import DAG_CBOR, Cid
 from ipfs_accelerate_node.errors import BadContent, IntegrityError
 from ipfs_accelerate_node.inference.model import Text
-from ipfs_accelerate_node.records.canonical import MAX_BYTES, decode, encode
+from ipfs_accelerate_node.records.canonical import MAX_BYTES, Value, decode, encode
 from ipfs_accelerate_node.records.envelope import BENCH_PREFIX, INDEX_PREFIX, open_envelope, seal
 from ipfs_accelerate_node.records.key import NodeKey
 from ipfs_accelerate_node.store.types import SourceShare
@@ -91,8 +93,6 @@ async def test_the_record_names_nobody(tmp_path: Path) -> None:
         "192.0.2.7",
         "secret",
     )
-    from ipfs_accelerate_node.benchmarks.workload import inputs
-
     prompts = [item.text for item in await inputs(SMALL, MODEL, examples) if isinstance(item, Text)]
     assert prompts
     for text in (*names, *prompts):
@@ -184,7 +184,7 @@ def test_oversized_foreign_topic_wrong_key_and_wrong_times() -> None:
 def test_no_float_has_a_place_in_a_record(number: float) -> None:
     """E6: neither written nor read."""
     with pytest.raises(BadContent):
-        encode({**record_of(), "samples_ns": [number]})  # type: ignore[dict-item]
+        encode({**record_of(), "samples_ns": [number]})  # type: ignore[list-item]
     with pytest.raises(BadContent):
         decode(b"\xa1\x61x\xfb" + struct.pack(">d", number))
 
@@ -243,7 +243,7 @@ def test_what_lacks_a_field_is_refused(name: str) -> None:
 
 def test_fields_that_are_not_known_are_left_alone() -> None:
     """E11: they are signed too, so the bytes are kept."""
-    record = {**record_of(), "later": [1, "two"]}
+    record: dict[str, Value] = {**record_of(), "later": [1, "two"]}
     assert read_benchmark(record) == read_benchmark(record_of())
     sealed = seal(record, KEY, BENCH_PREFIX)
     assert open_envelope(sealed.envelope_bytes, sealed.record_bytes, BENCH_PREFIX).record["later"] == [1, "two"]

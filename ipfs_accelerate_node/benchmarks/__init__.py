@@ -4,9 +4,9 @@ A record is kept here first (``<cache>/records``, two blocks named by their CIDs
 Mocks are never measured.
 """
 
-from ipfs_accelerate_node.benchmarks.machine_state import Limits
+from ipfs_accelerate_node.benchmarks.machine_state import LIMITS, Limits
 from ipfs_accelerate_node.benchmarks.publish import publish
-from ipfs_accelerate_node.benchmarks.run import LIMITS, Bench, BenchResult, LeftOut, Wish, bench, publish_kept, refuse_mocks
+from ipfs_accelerate_node.benchmarks.run import Bench, BenchResult, LeftOut, Wish, bench, publish_kept, refuse_mocks
 from ipfs_accelerate_node.benchmarks.schema import Benchmark, read_benchmark
 from ipfs_accelerate_node.benchmarks.shelf import Listing, RecordShelf
 from ipfs_accelerate_node.benchmarks.workload import Workload, workload

@@ -30,6 +30,9 @@ class Limits:
     load: float = 1.5
 
 
+LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class MachineState:
     """load_before, load_during: averages over a minute. others: cores' worth of computing by other processes.
@@ -61,7 +64,7 @@ def why_busy(state: MachineState, samples_ns: tuple[int, ...], limits: Limits) -
 
 
 class Watch:
-    """From its making to `end`. pids: processes that are ours, this one is anyway. device: whose energy counts."""
+    """From ``since`` to `end`. pids: processes that are ours, as this one is. device: whose energy is told."""
 
     def __init__(self, pids: Sequence[int | None], device: str, *, system: Path = Path("/")) -> None:
         self._system = system
@@ -73,10 +76,10 @@ class Watch:
         self._packages = self._package_energy()
         self._joules = self._card.energy_mj() if self._card else None
         self._busy, self._own = self._busy_ticks(), self._own_ticks()
-        self._since = time.monotonic()
+        self.since = time.monotonic()
 
     def end(self) -> MachineState:
-        elapsed_s = time.monotonic() - self._since
+        elapsed_s = time.monotonic() - self.since
         busy, own = self._busy_ticks(), self._own_ticks()
         throttled = self._throttle_count()
         energy_mj, by = self._energy()

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from ipfs_accelerate_node.benchmarks.figures import Figures, figures
 from ipfs_accelerate_node.benchmarks.loading import fetched, held, measure_loads
-from ipfs_accelerate_node.benchmarks.machine_state import Limits, why_busy
+from ipfs_accelerate_node.benchmarks.machine_state import LIMITS, Limits, why_busy
 from ipfs_accelerate_node.benchmarks.measure import Measured, measure
 from ipfs_accelerate_node.benchmarks.publish import publish
 from ipfs_accelerate_node.benchmarks.record import Circumstances, benchmark_record, json_value
@@ -42,7 +42,6 @@ from ipfs_accelerate_node.store.types import StoredModel
 log = logging.getLogger(__name__)
 
 ALL_DEVICES = "all"
-LIMITS = Limits()
 
 
 class Here(Reported, Protocol):
