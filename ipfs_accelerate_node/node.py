@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from ipfs_accelerate_node import __version__, benchmarks
+from ipfs_accelerate_node.benchmarks.exchange import Exchange
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
@@ -28,12 +29,12 @@ from ipfs_accelerate_node.content.reference import (
     check_model_name,
 )
 from ipfs_accelerate_node.errors import BadContent, Loading, NotFound
-from ipfs_accelerate_node.fetch.hub_claims import Claims
-from ipfs_accelerate_node.fetch.hub_map_shelf import MapShelf
-from ipfs_accelerate_node.fetch.hub_mapping import HubMaps
 from ipfs_accelerate_node.fetch.hf_cache.hydrate import Hydration
 from ipfs_accelerate_node.fetch.hf_cache.importing import Importing
 from ipfs_accelerate_node.fetch.hf_cache.watch import LinkWatch
+from ipfs_accelerate_node.fetch.hub_claims import Claims
+from ipfs_accelerate_node.fetch.hub_map_shelf import MapShelf
+from ipfs_accelerate_node.fetch.hub_mapping import HubMaps
 from ipfs_accelerate_node.fetch.hub_mirror import HubMirror
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf
 from ipfs_accelerate_node.fetch.idle_hashing import hash_when_idle
@@ -75,6 +76,16 @@ class Node:
             self.key = await asyncio.to_thread(NodeKey.load_or_create, self.config.cache / "node.key")
             self.kubo = await stack.enter_async_context(service_for(self.config, self.key.seed))
             self.peers = await stack.enter_async_context(Peers(self.config, self.kubo, self.key))
+            self.exchange = await stack.enter_async_context(
+                Exchange(
+                    self.config.cache,
+                    self.kubo,
+                    self.key,
+                    configured=self.config.peers,
+                    reach=self.peers.reached if self.config.tunnels else None,
+                    consent=self.config.publish,
+                )
+            )
             self.registry = await stack.enter_async_context(
                 Registry(
                     cache=self.config.cache,
@@ -109,10 +120,11 @@ class Node:
                 discover=self.peers.providers if tunnels and self.kubo.state != "off" else None,
                 by_peer_id=self.peers.source if tunnels else None,
             )
+            self._pins.origins.peers = self.exchange.book
             shelf = await asyncio.to_thread(HubShelf, self.config.cache)
             maps = MapShelf(self.config.cache, self.key)
             claims = Claims(
-                self.config.peers,
+                self.exchange.book,
                 maps,
                 shelf,
                 reach=self.peers.reached if tunnels else None,
@@ -268,22 +280,24 @@ class Node:
         benchmarks.refuse_mocks(wish.ref)
         if publish and (damaged := (await self.verify(wish.ref)).corrupt):
             raise BadContent(f"{wish.ref} is damaged: {damaged[0].reason}", code="weights_unverified")
-        return await benchmarks.bench(
+        done = await benchmarks.bench(
             self,
             wish,
             key=self.key,
             cache=self.config.cache,
             threads=self.config.threads or len(os.sched_getaffinity(0)),
-            client=await self.kubo.wait_ready(KUBO_PATIENCE_S) if publish else None,
+            client=await self.exchange.client(KUBO_PATIENCE_S) if publish else None,
             limits=self.bench_limits,
         )
+        if not publish:
+            return done
+        return replace(done, results=tuple([await self.exchange.settled(result) for result in done.results]))
 
     async def publish_record(self, envelope: str) -> benchmarks.BenchResult:
         """Publishes a record that `bench` kept, byte for byte what was shown. Raises NotFound, Unavailable."""
         cid = Cid.parse(envelope)
-        return await benchmarks.publish_kept(
-            cid, cache=self.config.cache, client=await self.kubo.wait_ready(KUBO_PATIENCE_S)
-        )
+        client = await self.kubo.wait_ready(KUBO_PATIENCE_S)
+        return await self.exchange.settled(await benchmarks.publish_kept(cid, cache=self.config.cache, client=client))
 
     async def accelerators(self) -> list[Accelerator]:
         return await self.registry.accelerators()

@@ -18,6 +18,7 @@ from ipfs_accelerate_node.api import (
     peers_routes,
     pins,
     reports,
+    results,
     storage,
     uploads,
 )
@@ -40,6 +41,7 @@ ROUTES = (
     *inference_routes.ROUTES,
     *native.ROUTES,
     *reports.ROUTES,
+    *results.ROUTES,
     *storage.ROUTES,
     *peers_routes.ROUTES,
     *pins.ROUTES,

@@ -9,15 +9,12 @@ from aiohttp import web
 from ipfs_accelerate_node import __version__
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import read_json
-from ipfs_accelerate_node.api.context import CONFIG, KEYS, node
+from ipfs_accelerate_node.api.context import KEYS, node
 from ipfs_accelerate_node.api.pipeline import Route
+from ipfs_accelerate_node.api.reports import ONE_AT_A_TIME
 from ipfs_accelerate_node.api.wire import BenchRequest, KeyRequest, json_reply
-from ipfs_accelerate_node.benchmarks import RecordShelf, Wish
-from ipfs_accelerate_node.benchmarks.record import json_value
-from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.content.reference import RootRef, parse_reference
-from ipfs_accelerate_node.errors import BadRequest
-from ipfs_accelerate_node.node import Node
+from ipfs_accelerate_node.benchmarks import Wish
+from ipfs_accelerate_node.errors import BadRequest, Conflict
 
 
 async def run_bench(request: web.Request) -> web.Response:
@@ -35,32 +32,11 @@ async def run_bench(request: web.Request) -> web.Response:
         quick=body.quick,
         even_if_busy=body.even_if_busy,
     )
-    return json_reply(await node(request).bench(wish, publish=body.publish))
-
-
-async def list_benchmarks(request: web.Request) -> web.Response:
-    """Our own records, verified when read; ``?model=`` is any reference of a stored model, or a root."""
-    model = None
-    if (ref := request.query.get("model")) is not None:
-        model = await asyncio.to_thread(_root, node(request), ref)
-    listing = await asyncio.to_thread(RecordShelf(request.app[CONFIG].cache).listing, model)
-    found = [
-        {
-            "record": json_value(opened.record),
-            "record_cid": opened.record_cid,
-            "envelope_cid": opened.envelope_cid,
-            "signer": opened.signer,
-        }
-        for opened in listing.records
-    ]
-    return json_reply({"benchmarks": found, "broken": len(listing.broken)})
-
-
-def _root(here: Node, ref: str) -> Cid:
-    reference = parse_reference(ref)
-    if isinstance(reference, RootRef) and not reference.path:
-        return reference.cid.canonical
-    return here.find(ref).root
+    lock = request.app[ONE_AT_A_TIME]
+    if lock.locked():
+        raise Conflict("something is being measured; two at once would measure each other", code="bench_running")
+    async with lock:
+        return json_reply(await node(request).bench(wish, publish=body.publish))
 
 
 async def peer(request: web.Request) -> web.Response:
@@ -89,7 +65,6 @@ async def remove_key(request: web.Request) -> web.Response:
 
 
 ROUTES = (
-    Route("GET", "/api/benchmarks", list_benchmarks, Surface.SHARE),
     Route("POST", "/api/benchmarks", run_bench, Surface.STATE, measures=True),
     Route("GET", "/api/peer", peer, Surface.SHARE),
     Route("GET", "/api/keys", list_keys, Surface.STATE),

@@ -8,7 +8,6 @@ asks for.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import time
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from typing import Self
 from aiohttp import web
 
 from ipfs_accelerate_node import __version__
-from ipfs_accelerate_node.api import gateway, hub_maps, storage
+from ipfs_accelerate_node.api import gateway, hub_maps, results, storage
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.browser import from_browser
 from ipfs_accelerate_node.api.context import CONFIG, GIVING, LEAF_MAPS, NODE, node
@@ -28,9 +27,6 @@ from ipfs_accelerate_node.api.listener import BACKLOG, listening
 from ipfs_accelerate_node.api.peers_connection import Allowances, PeerConnection
 from ipfs_accelerate_node.api.pipeline import GATE, METRICS, ORIGINS, TRAFFIC, Route, mount
 from ipfs_accelerate_node.api.wire import json_reply
-from ipfs_accelerate_node.benchmarks import RecordShelf
-from ipfs_accelerate_node.benchmarks.record import json_value
-from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import BadRequest, Forbidden, NotFound, PayloadTooLarge, Unauthorized
 from ipfs_accelerate_node.node import Node
 from ipfs_accelerate_node.peers.protocol import AGENT
@@ -101,25 +97,8 @@ async def peer(request: web.Request) -> web.Response:
     return json_reply(told)
 
 
-async def benchmarks(request: web.Request) -> web.Response:
-    """Published records, verified when read; ``?model=`` is a root (names are this node's own affair)."""
-    asked = request.query.get("model")
-    model = None if asked is None else Cid.parse(asked).canonical
-    shelf = RecordShelf(request.app[CONFIG].cache)
-    listing = await asyncio.to_thread(shelf.listing, model, published=True)
-    return json_reply(
-        {
-            "benchmarks": [
-                {
-                    "record": json_value(opened.record),
-                    "record_cid": opened.record_cid,
-                    "envelope_cid": opened.envelope_cid,
-                    "signer": opened.signer,
-                }
-                for opened in listing.records
-            ]
-        }
-    )
+async def benchmarks(request: web.Request) -> web.StreamResponse:
+    return await results.told_to_strangers(request)
 
 
 async def nothing(request: web.Request) -> web.StreamResponse:

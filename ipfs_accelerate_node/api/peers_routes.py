@@ -21,6 +21,9 @@ async def list_peers(request: web.Request) -> web.Response:
             "dial": here.kubo.client.peer_id if here.kubo.state == "ready" else None,
             "door": {"state": peers.door.standing.state, "reason": peers.door.standing.reason},
             "configured": request.app[CONFIG].peers,
+            "added": here.exchange.book.added,
+            "trusted": here.exchange.book.trusted,
+            "index": {"standing": here.exchange.publisher.standing(), "reason": here.exchange.publisher.reason},
             "tunnels": [
                 {"peer_id": t.peer_id, "node": t.who.peer_id, "version": t.who.version, "in_use": t.users}
                 for t in peers.tunnels.now()

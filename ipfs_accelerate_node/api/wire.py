@@ -59,6 +59,13 @@ class BenchRequest(msgspec.Struct, frozen=True):
     even_if_busy: bool = False
 
 
+class PeerRequest(msgspec.Struct, frozen=True):
+    """peer: a URL or a PeerID. trust: what its key signed ranks first."""
+
+    peer: RefText
+    trust: bool = False
+
+
 class MapRequest(msgspec.Struct, frozen=True):
     """ref: of a commit of the Hub that is here. publish: put its map on IPFS."""
 

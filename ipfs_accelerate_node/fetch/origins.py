@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 
 from ipfs_accelerate_node.config import Config
@@ -20,7 +20,7 @@ Discover = Callable[[Cid], AsyncGenerator[Source, None]]
 
 class Origins:
     """discover: nodes that announced a root, as they are found; by_peer_id: one of them by its PeerID. Both are None on
-    a node without tunnels."""
+    a node without tunnels. peers: URLs and PeerIDs that are asked as well; the configured ones, unless set."""
 
     def __init__(
         self,
@@ -32,6 +32,7 @@ class Origins:
         discover: Discover | None = None,
         by_peer_id: Callable[[str], Source] | None = None,
     ) -> None:
+        self.peers: Iterable[str] = config.peers
         self._config = config
         self._store = store
         self._kubo = kubo
@@ -52,7 +53,7 @@ class Origins:
         """Peers first (they give whole ranges), then Kubo, then gateways, and those of bad record last; all are closed
         with the stack. named: only that one (a URL, a PeerID or "kubo")."""
         config = self._config
-        wanted: list[tuple[str, str]] = [(url, "peer") for url in config.peers]
+        wanted: list[tuple[str, str]] = [(url, "peer") for url in self.peers]
         wanted += [("kubo", "kubo")] if self._kubo.state != "off" else []
         wanted += [(url, "gateway") for url in config.gateways]
         if named is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -47,6 +47,9 @@ class PeerBook:
     def all(self) -> tuple[str, ...]:
         """The configured ones, then those that were added; each once."""
         return tuple(dict.fromkeys((*self._configured, *self._page.peers)))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.all())
 
     @property
     def added(self) -> tuple[str, ...]:

@@ -15,10 +15,10 @@ MAX_PARCELS = 1_000  # of one answer; the rest is not looked at
 
 
 class RecordParcel(msgspec.Struct, frozen=True):
-    """A signed record as it travels: both blocks, base64 in JSON."""
+    """A signed record as it travels: both blocks, base64 in JSON. Empty where a node has not published its record."""
 
-    envelope: bytes
-    block: bytes
+    envelope: bytes = b""
+    block: bytes = b""
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -41,4 +41,4 @@ async def peer_results(url: str, model: Cid, *, name: str, pace: Pace) -> list[R
         answer = msgspec.json.decode(said, type=_Answer)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
         raise asked.fault("answers what are no results", "bad_source") from exc
-    return answer.benchmarks[:MAX_PARCELS]
+    return [parcel for parcel in answer.benchmarks if parcel.envelope][:MAX_PARCELS]

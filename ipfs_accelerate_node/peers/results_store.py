@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,6 +31,7 @@ MAX_KEYS = 20_000
 QUERY_LIMIT = 500
 _FILE = "results.sqlite"
 _SCHEMA_VERSION = 1
+_CACHE_KIB = 16 << 10
 _COLUMNS = tuple(field.name for field in fields(Claim))
 _CIDS = frozenset({"envelope_cid", "record_cid", "model"})
 
@@ -47,6 +49,7 @@ CREATE TABLE IF NOT EXISTS claims(
 CREATE UNIQUE INDEX IF NOT EXISTS claims_envelope ON claims(envelope_cid);
 CREATE INDEX IF NOT EXISTS claims_model ON claims(model, created DESC);
 CREATE INDEX IF NOT EXISTS claims_key ON claims(key, seq);
+CREATE INDEX IF NOT EXISTS claims_cell ON claims(key, model, cell, seq);
 CREATE INDEX IF NOT EXISTS claims_age ON claims(created);
 CREATE TABLE IF NOT EXISTS keys(
     key BLOB PRIMARY KEY, index_seq INTEGER NOT NULL DEFAULT -1, index_cid BLOB, revoked INTEGER NOT NULL DEFAULT 0,
@@ -107,10 +110,14 @@ class ResultsStore:
         with self._lock:
             self._db.close()
 
-    def take(self, claims: Iterable[Claim]) -> list[Taken]:
+    def take(self, claims: Sequence[Claim]) -> list[Taken]:
         """What became of each, in order; all of them in one step. Raises StorageError."""
+        least = _least_seqs(claims)
         with self._writing() as db:
-            taken = [_take(db, claim) for claim in claims]
+            counts: dict[bytes, int] = {}
+            taken: list[Taken] = [
+                _take(db, claim, counts) if claim.seq >= least.get(claim.key, 0) else "full" for claim in claims
+            ]
             _trim(db)
             return taken
 
@@ -217,6 +224,7 @@ class ResultsStore:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
+            db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             if db.execute("PRAGMA user_version").fetchone()[0] not in (0, _SCHEMA_VERSION):
                 raise sqlite3.DatabaseError("it is of another version")
             db.executescript(_SCHEMA)
@@ -251,7 +259,16 @@ def _storing() -> Iterator[None]:
         raise StorageError(f"results of peers: {exc}") from exc
 
 
-def _take(db: sqlite3.Connection, claim: Claim) -> Taken:
+def _least_seqs(claims: Sequence[Claim]) -> dict[bytes, int]:
+    """Of keys that come with more than are kept of one: the number below which none would stay."""
+    seqs: defaultdict[bytes, list[int]] = defaultdict(list)
+    for claim in claims:
+        seqs[claim.key].append(claim.seq)
+    return {key: sorted(of)[-MAX_PER_KEY] for key, of in seqs.items() if len(of) > MAX_PER_KEY}
+
+
+def _take(db: sqlite3.Connection, claim: Claim, counts: dict[bytes, int]) -> Taken:
+    """counts: how many claims there are of each key, as far as it was counted in this step."""
     known = db.execute("SELECT revoked FROM keys WHERE key = ?", (claim.key,)).fetchone()
     if known is not None and known[0]:
         return "revoked"
@@ -262,21 +279,28 @@ def _take(db: sqlite3.Connection, claim: Claim) -> Taken:
         return "known"
     if known is None:
         _know(db, claim.key)
+        counts.clear()  # another key may have made room
     if twins:
         _flag(db, claim.key)
     mine = "SELECT max(seq) FROM claims WHERE key = ? AND model = ? AND cell = ?"
     newest = db.execute(mine, (claim.key, bytes(claim.model), claim.cell)).fetchone()[0]
     if newest is not None and newest > claim.seq:
         return "stale"
-    db.execute(
-        "DELETE FROM claims WHERE key = ? AND model = ? AND cell = ? AND seq < ?",
-        (claim.key, bytes(claim.model), claim.cell, claim.seq),
-    )
-    count, oldest = db.execute("SELECT count(*), min(seq) FROM claims WHERE key = ?", (claim.key,)).fetchone()
-    if count >= MAX_PER_KEY:
+    if claim.key not in counts:
+        counts[claim.key] = db.execute("SELECT count(*) FROM claims WHERE key = ?", (claim.key,)).fetchone()[0]
+    if newest is not None:
+        replaced = db.execute(
+            "DELETE FROM claims WHERE key = ? AND model = ? AND cell = ? AND seq < ?",
+            (claim.key, bytes(claim.model), claim.cell, claim.seq),
+        )
+        counts[claim.key] -= replaced.rowcount
+    if counts[claim.key] >= MAX_PER_KEY:
+        oldest = db.execute("SELECT min(seq) FROM claims WHERE key = ?", (claim.key,)).fetchone()[0]
         if claim.seq < oldest:
             return "full"
-        db.execute("DELETE FROM claims WHERE key = ? AND seq = ?", (claim.key, oldest))
+        pushed = db.execute("DELETE FROM claims WHERE key = ? AND seq = ?", (claim.key, oldest))
+        counts[claim.key] -= pushed.rowcount
+    counts[claim.key] += 1
     db.execute(f"INSERT INTO claims VALUES({', '.join('?' * len(_COLUMNS))})", _row(claim))
     return "accepted"
 

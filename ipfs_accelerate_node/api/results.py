@@ -1,0 +1,133 @@
+"""Benchmark results over HTTP: our own and those we accepted, for whoever asks; everybody's, asked for by the user."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from ipfs_accelerate_node.api.access import Surface
+from ipfs_accelerate_node.api.bodies import read_json
+from ipfs_accelerate_node.api.context import CONFIG, node
+from ipfs_accelerate_node.api.pipeline import Route
+from ipfs_accelerate_node.api.wire import PeerRequest, json_reply
+from ipfs_accelerate_node.benchmarks import RecordShelf
+from ipfs_accelerate_node.benchmarks.exchange import Told
+from ipfs_accelerate_node.benchmarks.record import json_value, machine
+from ipfs_accelerate_node.config_values import peer_id
+from ipfs_accelerate_node.content.cid import Cid, shown
+from ipfs_accelerate_node.content.reference import RootRef, parse_reference
+from ipfs_accelerate_node.errors import BadRequest
+from ipfs_accelerate_node.node import Node
+from ipfs_accelerate_node.peers.ranking import Hardware
+
+MAX_NAMED = 64  # peers of one question
+
+
+async def results(request: web.Request) -> web.Response:
+    """``?model=``: a root, or any reference of a stored model. ``&peer=`` (several): only these are asked.
+    ``&hardware=like-mine``. ``&ask=no``: nobody is asked; what is here already."""
+    here = node(request)
+    query = request.query
+    model = await asyncio.to_thread(_root, here, query.get("model", ""))
+    if query.get("hardware") not in (None, "like-mine"):
+        raise BadRequest(f"{shown(query['hardware'])} is no choice of hardware: like-mine", param="hardware")
+    if query.get("ask", "yes") not in ("yes", "no"):
+        raise BadRequest("ask is yes or no", param="ask")
+    named = query.getall("peer", [])
+    if len(named) > MAX_NAMED:
+        raise BadRequest(f"at most {MAX_NAMED} peers can be named", param="peer")
+    for peer in named:
+        if peer_id(peer) is None and not peer.startswith(("http://", "https://")):
+            raise BadRequest(f"{shown(peer)} is neither a URL nor a PeerID", param="peer")
+    like = await _hardware(here) if "hardware" in query else None
+    return json_reply(await here.exchange.results(model, peers=named or None, ask=query.get("ask") != "no", like=like))
+
+
+async def _hardware(here: Node) -> Hardware:
+    mine = machine()
+    devices = frozenset(accelerator.name for accelerator in await here.accelerators() if accelerator.device != "cpu")
+    cores = mine["cores"]
+    return Hardware(str(mine["cpu"]), str(mine["arch"]), cores if isinstance(cores, int) else 0, devices)
+
+
+async def list_benchmarks(request: web.Request) -> web.Response:
+    """Our own records, verified when read, the published ones with their signed blocks; ``?model=`` is any reference of
+    a stored model, or a root: then also what we accepted of others (``seen``)."""
+    model = None
+    if (ref := request.query.get("model")) is not None:
+        model = await asyncio.to_thread(_root, node(request), ref)
+    listing = await asyncio.to_thread(RecordShelf(request.app[CONFIG].cache).listing, model)
+    told = {one.envelope_cid: one for one in await asyncio.to_thread(node(request).exchange.told, model)}
+    found: list[Mapping[str, object]] = [
+        _entry(told[opened.envelope_cid])
+        if opened.envelope_cid in told
+        else {
+            "record": json_value(opened.record),
+            "record_cid": opened.record_cid,
+            "envelope_cid": opened.envelope_cid,
+            "signer": opened.signer,
+            "seen": False,
+        }
+        for opened in listing.records
+    ]
+    found += [_entry(one) for one in told.values() if one.seen]
+    return json_reply({"benchmarks": found, "broken": len(listing.broken)})
+
+
+async def told_to_strangers(request: web.Request) -> web.Response:
+    """Published records, and about a model what we accepted; ``?model=`` is a root (names are our own affair)."""
+    asked = request.query.get("model")
+    model = None if asked is None else Cid.parse(asked).canonical
+    told = await asyncio.to_thread(node(request).exchange.told, model)
+    return json_reply({"benchmarks": [_entry(one) for one in told]})
+
+
+def _entry(told: Told) -> dict[str, object]:
+    """envelope, block: the two signed blocks in base64; all the rest can be read off them."""
+    return {
+        "record": told.record,
+        "record_cid": told.record_cid,
+        "envelope_cid": told.envelope_cid,
+        "signer": told.signer,
+        "seen": told.seen,
+        "envelope": base64.b64encode(told.parcel.envelope).decode(),
+        "block": base64.b64encode(told.parcel.block).decode(),
+    }
+
+
+def _root(here: Node, ref: str) -> Cid:
+    reference = parse_reference(ref)
+    if isinstance(reference, RootRef) and not reference.path:
+        return reference.cid.canonical
+    return here.find(ref).root
+
+
+async def add_peer(request: web.Request) -> web.Response:
+    body = await read_json(request, PeerRequest)
+    book = node(request).exchange.book
+    added = await asyncio.to_thread(book.add, body.peer, trust=body.trust)
+    return json_reply({"peer": added, "trusted": added in book.trusted}, status=201)
+
+
+async def remove_peer(request: web.Request) -> web.Response:
+    removed = await asyncio.to_thread(node(request).exchange.book.remove, request.match_info["peer"])
+    return json_reply({"removed": removed})
+
+
+async def revoke_key(request: web.Request) -> web.Response:
+    """Says to everybody, for good, that this node's key is not to be believed any more."""
+    standing = await node(request).exchange.revoke()
+    return json_reply({"name": standing.name, "envelope_cid": standing.envelope, "at": int(time.time())})
+
+
+ROUTES = (
+    Route("GET", "/api/results", results, Surface.STATE),
+    Route("GET", "/api/benchmarks", list_benchmarks, Surface.SHARE),
+    Route("POST", "/api/peers", add_peer, Surface.STATE),
+    Route("DELETE", "/api/peers/{peer:.+}", remove_peer, Surface.STATE),
+    Route("POST", "/api/revocation", revoke_key, Surface.STATE),
+)

@@ -1,0 +1,225 @@
+"""Results between nodes, as one part: this node's own records told and published, those of others asked for, kept and
+compared.
+
+Everything of others is a claim (`peers.claims`); our own records are on the shelf, and stand beside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ipfs_accelerate_node.benchmarks.publish import publish
+from ipfs_accelerate_node.benchmarks.record import json_value
+from ipfs_accelerate_node.benchmarks.run import BenchResult
+from ipfs_accelerate_node.benchmarks.schema import read_benchmark
+from ipfs_accelerate_node.benchmarks.shelf import RecordShelf
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.errors import BadContent, Unavailable
+from ipfs_accelerate_node.fetch.threads import in_thread
+from ipfs_accelerate_node.kubo import KuboClient, KuboService
+from ipfs_accelerate_node.peers.book import PeerBook
+from ipfs_accelerate_node.peers.claims import Claim, open_claim
+from ipfs_accelerate_node.peers.publishing import OwnRecord, ResultsPublisher, Standing
+from ipfs_accelerate_node.peers.ranking import Hardware, Result, ranked
+from ipfs_accelerate_node.peers.results import Inquiry, Patience, Reach, Results
+from ipfs_accelerate_node.peers.results_http import MAX_ANSWER_BYTES, MAX_PARCELS, RecordParcel
+from ipfs_accelerate_node.peers.results_store import ResultsStore
+from ipfs_accelerate_node.records.canonical import decode
+from ipfs_accelerate_node.records.envelope import Opened
+from ipfs_accelerate_node.records.key import NodeKey
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A record as this node answers with it. seen: another's, which was accepted here."""
+
+    record: object
+    record_cid: Cid
+    envelope_cid: Cid
+    signer: str
+    seen: bool
+    parcel: RecordParcel
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known about a model: results ranked, how many claims and keys they rest on, which keys contradicted
+    themselves, and what each peer answered; inquiry is None where nobody was asked."""
+
+    model: Cid
+    results: tuple[Result, ...]
+    claims: int
+    keys: int
+    flagged: tuple[str, ...]
+    inquiry: Inquiry | None
+
+
+class Exchange:
+    """Async context manager, within that of kubo. configured: peers of the configuration. reach: URL of a node by its
+    PeerID while inside; None without tunnels. consent: the user agreed to publish whatever is measured."""
+
+    def __init__(
+        self,
+        cache: Path,
+        kubo: KuboService,
+        key: NodeKey,
+        *,
+        configured: Sequence[str] = (),
+        reach: Reach | None = None,
+        consent: bool = False,
+        patience: Patience | None = None,
+    ) -> None:
+        self._cache = cache
+        self._kubo = kubo
+        self._key = key
+        self._shelf = RecordShelf(cache)
+        self._reach = reach
+        self._consent = consent
+        self._patience = patience
+        self.book = PeerBook(cache, configured, own=key.peer_id, tunnels=reach is not None)
+        self._exit = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self.store = await in_thread(ResultsStore, self._cache)
+            stack.callback(self.store.close)
+            self.publisher = ResultsPublisher(
+                self.store, self._kubo, self._key, own=self._own, publish=self._publish, consent=self._consent
+            )
+            self.asking = Results(
+                self.store,
+                self._kubo,
+                read_benchmark,
+                own=self._key.peer_id,
+                reach=self._reach,
+                changed=self.publisher.wake,
+                patience=self._patience,
+            )
+            publishing = asyncio.create_task(self.publisher.run(), name="publish results")
+            stack.push_async_callback(_ended, publishing)
+            self._exit = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._exit.__aexit__(kind, error, trace)
+
+    async def results(
+        self, model: Cid, *, peers: Sequence[str] | None = None, ask: bool = True, like: Hardware | None = None
+    ) -> Found:
+        """What is known of it. ask: others are asked now: these peers, or all that are known and whoever announced
+        that they have results. like: only what ran on such hardware, ours apart. Raises StorageError."""
+        inquiry = None
+        if ask:
+            whom = self.book.all() if peers is None else peers
+            inquiry = await self.asking.ask(model, whom, search=peers is None)
+        return await in_thread(self._found, model.canonical, inquiry, like)
+
+    def told(self, model: Cid | None) -> list[Told]:
+        """What this node answers to whoever asks: its published records and, about a model, those it accepted; the
+        newest first, as many as fit into an answer. Blocks."""
+        listing = self._shelf.listing(model, published=True)
+        found = [self._ours(opened) for opened in reversed(listing.records)]
+        if model is not None:
+            found += [_theirs(claim) for claim in self.store.of(model, now=int(time.time()))]
+        kept, size = [], 0
+        for told in found[:MAX_PARCELS]:
+            size += 4 * (len(told.parcel.envelope) + len(told.parcel.block))  # base64, and again as JSON
+            if size > MAX_ANSWER_BYTES // 2:
+                break
+            kept.append(told)
+        return kept
+
+    async def client(self, patience_s: float) -> KuboClient | None:
+        """Where to publish now; None where that has to wait. Raises Unavailable where there never will be a Kubo."""
+        try:
+            return await self._kubo.wait_ready(patience_s)
+        except Unavailable:
+            if self._kubo.state == "off":
+                raise
+            return None
+
+    async def settled(self, result: BenchResult) -> BenchResult:
+        """For a record that the user wants public: what could not be published is, as soon as Kubo is there, and the
+        index follows. Raises StorageError."""
+        if not result.published and await in_thread(self._queue, Cid.parse(result.envelope_cid)):
+            reason = result.note or "kept here, not published: Kubo is away"
+            result = replace(result, note=f"{reason}; published as soon as Kubo is there")
+        self.publisher.wake()
+        return result
+
+    async def revoke(self) -> Standing:
+        """Says to everybody, for good, that this node's key is not to be believed. Raises Unavailable."""
+        return await self.publisher.revoke(self._kubo.client)
+
+    # --- private
+
+    def _queue(self, envelope: Cid) -> bool:
+        """False for a record that nobody would take: of a busy machine, say."""
+        sealed = self._shelf.sealed(envelope)
+        try:
+            open_claim(sealed.envelope_bytes, sealed.record_bytes, read_benchmark, now=None)
+        except BadContent:
+            return False
+        self.store.want(envelope)
+        return True
+
+    def _found(self, model: Cid, inquiry: Inquiry | None, like: Hardware | None) -> Found:
+        claims = self.store.of(model, now=int(time.time()))
+        keys = {claim.key: claim.signer for claim in claims}
+        flagged = {key: signer for key, signer in keys.items() if self.store.standing(key).flagged}
+        if like is not None:
+            claims = [claim for claim in claims if like.is_like(claim)]
+        results = ranked(claims, self._own_claims(model), trusted=self.book.trusted, flagged=flagged)
+        return Found(model, tuple(results), len(claims), len(keys), tuple(sorted(flagged.values())), inquiry)
+
+    def _own_claims(self, model: Cid) -> list[Claim]:
+        """Ours, in the same form; one that this version does not read any more is left out."""
+        found = []
+        for opened in self._shelf.listing(model).records:
+            sealed = self._shelf.sealed(opened.envelope_cid)
+            try:
+                found.append(open_claim(sealed.envelope_bytes, sealed.record_bytes, read_benchmark, now=None))
+            except BadContent:
+                continue
+        return found
+
+    def _ours(self, opened: Opened) -> Told:
+        sealed = self._shelf.sealed(opened.envelope_cid)
+        parcel = RecordParcel(sealed.envelope_bytes, sealed.record_bytes)
+        return Told(
+            json_value(opened.record), opened.record_cid, opened.envelope_cid, opened.signer, seen=False, parcel=parcel
+        )
+
+    def _own(self) -> list[OwnRecord]:
+        found = []
+        for opened in reversed(self._shelf.listing(published=True).records):
+            if isinstance(model := opened.record.get("model"), Cid):
+                found.append(OwnRecord(opened.envelope_cid, model.canonical))
+        return found
+
+    async def _publish(self, client: KuboClient, envelope: Cid) -> None:
+        await publish(client, await in_thread(self._shelf.sealed, envelope))
+        await in_thread(self._shelf.note_published, envelope)
+
+
+def _theirs(claim: Claim) -> Told:
+    parcel = RecordParcel(claim.envelope_bytes, claim.record_bytes)
+    record = json_value(decode(claim.record_bytes))
+    return Told(record, claim.record_cid, claim.envelope_cid, claim.signer, seen=True, parcel=parcel)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancels it and waits; a bug that ended it before is raised."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled() and (bug := task.exception()) is not None:
+        raise bug

@@ -1,0 +1,208 @@
+"""`results` and `peers`: how a model runs elsewhere, and whom this node asks."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import click
+
+from ipfs_accelerate_node.cli.client import path_of
+from ipfs_accelerate_node.cli.options import REFERENCE, daemon_options
+from ipfs_accelerate_node.cli.render import clean, fields, note, print_json, table, yes_no
+from ipfs_accelerate_node.errors import EXIT_FAILURE
+
+if TYPE_CHECKING:
+    from ipfs_accelerate_node.cli.client import Daemon
+
+_COLUMNS = (
+    "device", "cpu", "engine", "precision", "workload", "keys", "trusted", "median_ms", "low_ms", "high_ms", "per_s",
+    "unit", "own_ms", "own_per_s",
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("ref", metavar="REF", type=REFERENCE)
+@click.option("--peer", "peers", multiple=True, metavar="URL|PEERID", help="Ask only this one; may be repeated.")
+@click.option("--hardware", type=click.Choice(["like-mine"]), help="Only what ran on hardware like this machine's.")
+@click.option("--offline", is_flag=True, help="Ask nobody: what is here already.")
+@click.option("--csv", "form", flag_value="csv", help="Print comma-separated values.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
+@daemon_options
+def results(
+    ref: str,
+    peers: tuple[str, ...],
+    hardware: str | None,
+    offline: bool,
+    form: str | None,
+    daemon: Daemon,
+    as_json: bool,
+) -> None:
+    """Ask other nodes how a model runs on their hardware.
+
+    Peers of the configuration, those added, and whoever announced results of the model are asked at once. A signature
+    proves who says it, not that it is true: one vote per key, the median of the keys, trusted keys first. Failures are
+    told on stderr.
+    """
+    query = [("model", ref), *(("peer", peer) for peer in peers)]
+    query += [("hardware", hardware)] if hardware else []
+    query += [("ask", "no")] if offline else []
+    done = daemon.call("GET", f"/api/results?{urlencode(query)}")
+    if as_json:
+        print_json(done)
+        return
+    rows = [_row(result) for result in done["results"]]
+    if form == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows([_COLUMNS, *(map(_harmless, row) for row in rows)])
+    elif form == "markdown":
+        _markdown(rows)
+    else:
+        table(_COLUMNS, rows)
+    _tell(done)
+
+
+def _row(result: dict[str, Any]) -> list[str]:
+    device = result["device"]
+    if result["device_name"] and result["device_name"] not in (device, *result["cpus"]):
+        device = f"{device} ({result['device_name']})"
+    figures = (result["median_ns"], result["low_ns"], result["high_ns"])
+    return [
+        device,
+        ", ".join(result["cpus"]),
+        result["engine"],
+        result["precision"],
+        " ".join(part for part in (result["workload"], result["settings"]) if part),
+        str(result["keys"]),
+        str(result["trusted"]),
+        *map(_ms, figures),
+        _rate(result["per_s"]),
+        f"{result['unit']}/s",
+        _ms(result["own_ns"]),
+        _rate(result["own_per_s"]),
+    ]
+
+
+def _ms(ns: int | None) -> str:
+    return "-" if ns is None else f"{ns / 1e6:.3f}"
+
+
+def _rate(per_s: float | None) -> str:
+    return "-" if per_s is None else f"{per_s:.4g}"
+
+
+def _harmless(cell: str) -> str:
+    """No cell is a formula for the spreadsheet that opens it: others wrote these texts."""
+    text = clean(cell)
+    return f"'{text}" if text[:1] in ("=", "+", "@") or (text[:1] == "-" and text != "-") else text
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> None:
+    def cell(text: str) -> str:
+        plain = clean(text).replace("\\", "\\\\").replace("|", "\\|")
+        return plain.replace("&", "&amp;").replace("<", "&lt;").replace("`", "\\`").replace("[", "\\[")
+
+    print(f"| {' | '.join(_COLUMNS)} |")
+    print(f"|{' --- |' * len(_COLUMNS)}")
+    for row in rows:
+        print(f"| {' | '.join(map(cell, row))} |")
+
+
+def _tell(done: dict[str, Any]) -> None:
+    if not done["results"]:
+        note("nobody's results are known here")
+    for signer in done["flagged"]:
+        note(f"{signer} contradicted itself: its results are not counted")
+    asked = done["inquiry"]
+    if asked is None:
+        return
+    for answer in asked["answers"]:
+        for refused in answer["refused"]:
+            note(f"{answer['peer']}: {refused['count']} records refused: {refused['code']}: {refused['reason']}")
+    for failure in asked["failures"]:
+        note(f"{failure['peer']}: no answer: {failure['code']}: {failure['reason']}")
+    if asked["note"]:
+        note(asked["note"])
+    new = sum(answer["accepted"] for answer in asked["answers"])
+    note(f"{len(asked['answers'])} nodes answered, {len(asked['failures'])} did not; {new} new records")
+
+
+@click.group()
+def peers() -> None:
+    """List, add and remove the nodes that this one asks."""
+
+
+@peers.command("ls")
+@daemon_options
+def list_peers(daemon: Daemon, as_json: bool) -> None:
+    """List the peers, and which of them are reached through a tunnel now."""
+    known = daemon.call("GET", "/api/peers")
+    if as_json:
+        print_json(known)
+        return
+    tunnels = {tunnel["peer_id"]: tunnel for tunnel in known["tunnels"]}
+    configured = list(known["configured"])
+    rows = [
+        (
+            peer,
+            "configuration" if peer in configured else "added",
+            yes_no(peer in known["trusted"]),
+            _reached(tunnels.get(peer)),
+        )
+        for peer in dict.fromkeys((*configured, *known["added"]))
+    ]
+    rows += [
+        (peer, "met", "no", _reached(tunnel))
+        for peer, tunnel in tunnels.items()
+        if peer not in {row[0] for row in rows}
+    ]
+    table(("peer", "from", "trusted", "tunnel"), rows)
+
+
+def _reached(tunnel: dict[str, Any] | None) -> str:
+    return "-" if tunnel is None else f"open, version {tunnel['version']}"
+
+
+@peers.command("add")
+@click.argument("peer", metavar="URL|PEERID")
+@click.option("--trust", is_flag=True, help="Results that this PeerID's key signed rank first.")
+@daemon_options
+def add_peer(peer: str, trust: bool, daemon: Daemon, as_json: bool) -> None:
+    """Ask this node too, from now on: for models and for results."""
+    done = daemon.call("POST", "/api/peers", {"peer": peer, "trust": trust})
+    if as_json:
+        print_json(done)
+    else:
+        fields([("added", done["peer"]), ("trusted", yes_no(done["trusted"]))])
+
+
+@peers.command("rm")
+@click.argument("peer", metavar="URL|PEERID")
+@daemon_options
+def remove_peer(peer: str, daemon: Daemon, as_json: bool) -> None:
+    """Ask it no more; trust in its key ends too."""
+    done = daemon.call("DELETE", path_of("/api/peers", peer))
+    if as_json:
+        print_json(done)
+    else:
+        fields([("removed", done["removed"])])
+
+
+@peers.command("revoke")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@daemon_options
+def revoke(yes: bool, daemon: Daemon, as_json: bool) -> None:
+    """Tell everybody, for good, that this node's own key was lost or stolen.
+
+    Nothing that it signed is believed any more. To go on, stop the node and move node.key away: a new key is made.
+    """
+    if not yes and not click.confirm("Revoke this node's key for ever?", default=False, err=True):
+        note("not revoked")
+        click.get_current_context().exit(EXIT_FAILURE)
+    done = daemon.call("POST", "/api/revocation", {})
+    if as_json:
+        print_json(done)
+    else:
+        fields([("revoked", done["name"]), ("envelope", done["envelope_cid"])])

@@ -1,0 +1,109 @@
+"""Benchmark records as another node would sign them, and fake nodes that answer with them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+from ipfs_accelerate_node.benchmarks.schema import read_benchmark
+from ipfs_accelerate_node.content.cid import DAG_PB, Cid
+from ipfs_accelerate_node.peers.claims import Claim, open_claim
+from ipfs_accelerate_node.records.canonical import Value
+from ipfs_accelerate_node.records.envelope import BENCH_PREFIX, LIFETIME_S, Sealed, seal
+from ipfs_accelerate_node.records.key import NodeKey
+
+MODEL = Cid.of(b"a model", DAG_PB)
+OTHER_MODEL = Cid.of(b"another model", DAG_PB)
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def key(number: int) -> NodeKey:
+    return NodeKey(number.to_bytes(32, "big"))
+
+
+def record(*, created: int, seq: int = 1, ns: int = 1_000_000, **changes: Any) -> dict[str, Value]:
+    """A good one; changes replace fields, a change to None removes one."""
+    made: dict[str, Value] = {
+        "schema": "ipfs-accelerate-node/benchmark",
+        "v": 2,
+        "created": created,
+        "expires": created + LIFETIME_S,
+        "seq": seq,
+        "status": "REAL",
+        "model": MODEL,
+        "task": "embedding",
+        "engine": "torch",
+        "precision": "f32",
+        "device": "cpu",
+        "device_name": "A Processor",
+        "unit": "tokens",
+        "versions": {"node": "1", "torch": "2"},
+        "machine": {"cpu": "A Processor", "cores": 8, "memory_bytes": 1 << 34, "system": "Linux", "arch": "x86_64"},
+        "workload": {"name": "embedding-b8", "batch": 8, "repeats": 3, "warmup": 1, "seed": 0},
+        "samples_ns": [ns, 2 * ns, 3 * ns],
+        "work": [100, 100, 100],
+        "phases_ns": {},
+        "state": {"busy": False},
+    }
+    made |= changes
+    return {name: value for name, value in made.items() if value is not None}
+
+
+def sealed(by: NodeKey, *, created: int, **changes: Any) -> Sealed:
+    return seal(record(created=created, **changes), by, BENCH_PREFIX)
+
+
+def claim(by: NodeKey, *, created: int, **changes: Any) -> Claim:
+    made = sealed(by, created=created, **changes)
+    return open_claim(made.envelope_bytes, made.record_bytes, read_benchmark, now=created)
+
+
+def answer_of(records: Sequence[Sealed]) -> dict[str, object]:
+    """As `GET /api/benchmarks` has it."""
+    return {
+        "benchmarks": [
+            {
+                "envelope_cid": str(made.envelope_cid),
+                "envelope": base64.b64encode(made.envelope_bytes).decode(),
+                "block": base64.b64encode(made.record_bytes).decode(),
+            }
+            for made in records
+        ]
+    }
+
+
+def telling(records: Sequence[Sealed]) -> Answer:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.json_response(answer_of(records))
+
+    return answer
+
+
+async def silent(_: web.Request) -> web.StreamResponse:
+    await asyncio.Event().wait()
+    raise AssertionError("it never answers")
+
+
+@asynccontextmanager
+async def fake_peers(answers: Sequence[Answer]) -> AsyncIterator[list[str]]:
+    """URLs of servers of their own, one for each answer."""
+    runners: list[web.AppRunner] = []
+    urls: list[str] = []
+    try:
+        for answer in answers:
+            app = web.Application()
+            app.router.add_get("/api/benchmarks", answer)
+            runners.append(runner := web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1))
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            urls.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        yield urls
+    finally:
+        for runner in runners:
+            await runner.cleanup()
