@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 
 from ipfs_accelerate_node.api import hub_streaming
+from ipfs_accelerate_node.fetch.pins import Wish
 from tests.support.hub import FakeHub
 from tests.support.running import Running, running
 
@@ -147,3 +148,26 @@ async def test_what_was_given_before_a_crash_is_not_taken_for_a_beginning(
     node.node.store.unnamed.note_given(RIGHT)
     reply: Any = await node.ask("GET", PATH, headers={"Range": "bytes=1000-"})
     assert (reply.status, hashlib.sha256(reply.body).hexdigest()) == (200, RIGHT)
+
+
+async def test_with_a_map_leaves_are_sent_as_they_come(
+    cache: Path, hub: FakeHub, node: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a peer by CID; the end waits for the oid here too, as a map may lie."""
+    *_, job = [state async for state in node.node.updates(node.node.start_pin("hf:org/big", Wish()))]
+    assert job.receipt is not None, job.error
+    streamed: list[int] = []
+    given = hub_streaming._send
+
+    async def noted(*arguments: Any) -> None:
+        streamed.append(1)
+        await given(*arguments)
+
+    monkeypatch.setattr(hub_streaming, "_send", noted)
+    async with running(cache.parent / "second", hf_upstream=hub.url, peers=(node.url,)) as second:
+        digest = hashlib.sha256((await second.ask("GET", PATH)).body)
+        assert digest.hexdigest() == RIGHT
+        assert streamed == [1]
+        assert not second.node.store.unnamed.was_given(RIGHT)
+        found = second.node.store.of_oid(bytes.fromhex(RIGHT), len(WEIGHTS))
+        assert found is not None

@@ -16,10 +16,10 @@ from aiohttp import web
 
 from ipfs_accelerate_node.api.context import CONFIG, HUB_GIVING, node
 from ipfs_accelerate_node.api.ranges import Span
+from ipfs_accelerate_node.errors import StorageError, Unavailable
 from ipfs_accelerate_node.fetch.hub_receive import Arrival
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.store import StoredFile
-from ipfs_accelerate_node.store.unnamed import UnnamedFile
 
 WAIT_BYTES = 32 << 20  # smaller files are waited for
 HELD_BACK_BYTES = 1 << 20
@@ -54,8 +54,12 @@ async def whole_or_sent(
         await arrival.give(held.store)
         if not arrival.is_trusted:
             return await bringing
-        with request.app[HUB_GIVING].transfer():
-            await _send(request, reply, span, arrival, arrival.part)
+        try:
+            fd = arrival.part.lend()
+        except (StorageError, Unavailable):  # it is whole, or given up, just now
+            return await bringing
+        with io.FileIO(fd, closefd=True) as file, request.app[HUB_GIVING].transfer():
+            await _send(request, reply, span, arrival, file)
         return None
     finally:
         bringing.cancel()
@@ -64,26 +68,24 @@ async def whole_or_sent(
             bringing.exception()  # told to those who wait for the file
 
 
-async def _send(
-    request: web.Request, reply: web.StreamResponse, span: Span, arrival: Arrival, part: UnnamedFile
-) -> None:
-    giving = request.app[HUB_GIVING]
-    with io.FileIO(part.lend(), closefd=True) as file:
-        reply.content_length = span.length
-        await reply.prepare(request)
-        at = span.start
-        while at < span.stop:
-            if request.transport is None:
-                raise ConnectionResetError("the client is gone")
-            ready = span.stop if arrival.is_whole else min(part.reaches(at), span.size - HELD_BACK_BYTES)
-            if not (arrival.is_whole or arrival.is_trusted):
-                _close(request, reply)
-                return
-            if ready <= at:
-                await arrival.change()
-                continue
-            await giving.send(request.transport, io.BufferedReader(_again(file)), at, ready)
-            at = ready
+async def _send(request: web.Request, reply: web.StreamResponse, span: Span, arrival: Arrival, file: io.FileIO) -> None:
+    giving, part = request.app[HUB_GIVING], arrival.part
+    assert part is not None, "it was lent"
+    reply.content_length = span.length
+    await reply.prepare(request)
+    at = span.start
+    while at < span.stop:
+        if request.transport is None:
+            raise ConnectionResetError("the client is gone")
+        ready = span.stop if arrival.is_whole else min(part.reaches(at), span.size - HELD_BACK_BYTES)
+        if not (arrival.is_whole or arrival.is_trusted):
+            _close(request, reply)
+            return
+        if ready <= at:
+            await arrival.change()
+            continue
+        await giving.send(request.transport, io.BufferedReader(_again(file)), at, ready)
+        at = ready
 
 
 def _again(file: io.FileIO) -> io.FileIO:

@@ -10,9 +10,11 @@ import asyncio
 import glob
 import logging
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 from ipfs_accelerate_node.content.build import PROFILE_NAME, tree_dag
+from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import (
     AuthRequired,
     BadContent,
@@ -97,23 +99,36 @@ class HubFiles:
             claim = await self._nearby.map_of(kept, search=lost, again=hub is None)
             if claim is None or claim.root is None or not (claim is kept or entry.path in claim.cids):
                 return None
-            fetched = await self._nearby.fetch(
-                claim,
-                kept.snapshot,
-                None if lost else hub,
-                lambda _: None,
-                everyone=lost,
-                only=(glob.escape(entry.path),),
-            )
+            return await self._mapped(kept, entry, claim, None if lost else hub)
         except (SourceUnavailable, IntegrityError, BadContent, UnsafeContent, NotFound) as exc:
             log.info("hub.not_nearby repo=%s path=%s code=%s", kept.repo, entry.path, exc.code)
             return None
-        stored = await in_thread(self.here, kept, entry)
-        if stored is not None:
-            cids, root = {entry.path: str(stored.cid)}, str(fetched.model.root)
-            await in_thread(self._shelf.note_cids, kept.of_repo, kept.commit, cids, root)
-            if fetched.model.complete:
-                await in_thread(stamped, self._store, fetched.model, kept)
+
+    async def _mapped(
+        self, kept: KeptCommit, entry: TreeEntry, claim: KeptCommit, hub: HubSource | None
+    ) -> StoredFile | None:
+        cid = claim.cids.get(entry.path)
+        async with AsyncExitStack() as stack:
+            arrival = None
+            if cid is not None:
+                arrival = await stack.enter_async_context(self._receiver.mapped(entry.file, Cid.parse(cid)))
+            fetched = await self._nearby.fetch(
+                claim,
+                kept.snapshot,
+                hub,
+                lambda _: None if arrival is None else arrival.stir(),
+                everyone=hub is None,
+                only=(glob.escape(entry.path),),
+            )
+            stored = await in_thread(self.here, kept, entry)
+            if stored is None:
+                return None
+            if arrival is not None:
+                arrival.outcome = stored
+        cids, root = {entry.path: str(stored.cid)}, str(fetched.model.root)
+        await in_thread(self._shelf.note_cids, kept.of_repo, kept.commit, cids, root)
+        if fetched.model.complete:
+            await in_thread(stamped, self._store, fetched.model, kept)
         return stored
 
     async def _from_hub(self, kept: KeptCommit, entry: TreeEntry, hub: HubSource) -> StoredFile:

@@ -12,9 +12,17 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
-from ipfs_accelerate_node.errors import AuthRequired, IntegrityError, NodeError, NotFound, SourceUnavailable
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.errors import (
+    AuthRequired,
+    IntegrityError,
+    NodeError,
+    NotFound,
+    SourceUnavailable,
+    Unavailable,
+)
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.sources.hub import ATTEMPTS, HubSource
 from ipfs_accelerate_node.sources.hub_answers import HubFile
@@ -34,13 +42,47 @@ SYNC_BYTES = 64 << 20  # a crash loses so much at most
 Report = Callable[[int], None]
 
 
+class Part(Protocol):
+    """What has come of a file."""
+
+    def reaches(self, offset: int) -> int:
+        """Where the bytes end that came and lie without a gap from offset; offset itself if there are none."""
+
+    def lend(self) -> int:
+        """A descriptor of it, for the caller to close, that stays good whatever becomes of the file's name."""
+
+
+class MappedPart:
+    """A file that is fetched by its CID: what has come is verified leaf by leaf, but by a map that may lie."""
+
+    def __init__(self, store: Store, cid: Cid) -> None:
+        self._store = store
+        self._cid = cid
+        self._begins = 0
+
+    def reaches(self, offset: int) -> int:
+        """See `Part`."""
+        file = self._store.underway.file(self._cid, public_only=False)
+        end = offset if file is None else self._store.underway.reaches(file, offset)
+        self._begins = offset if end > offset else self._begins
+        return end
+
+    def lend(self) -> int:
+        """See `Part`. Raises Unavailable where it is whole or given up by now."""
+        file = self._store.underway.file(self._cid, public_only=False)
+        fd = None if file is None else self._store.underway.lend(file, self._begins, self._begins + 1)
+        if fd is None:
+            raise Unavailable("the file has just been stored or given up; ask again", retry_after_s=1)
+        return fd
+
+
 class Arrival:
     """A file under way, as those see it who wait for it or read along. part: None until it is open."""
 
     def __init__(self, file: HubFile, source: str) -> None:
         self.file = file
         self.source = source
-        self.part: UnnamedFile | None = None
+        self.part: Part | None = None
         self.outcome: StoredFile | NodeError | None = None  # once ended, unless its caller was cancelled
         self.ended = asyncio.Event()
         self.restarts = 0  # how often all that had come was dropped
@@ -152,9 +194,7 @@ class Receiver:
             own_fault = isinstance(arrival.outcome, AuthRequired | NotFound)  # of another's token, perhaps
             if arrival.outcome is not None and arrival.source == hub.name and not own_fault:
                 raise arrival.outcome
-        arrival = self._under_way[file.oid] = Arrival(file, hub.name)
-        self._news.set()
-        self._news = asyncio.Event()
+        self._begin(arrival := Arrival(file, hub.name))
         try:
             with arrival.watched(report):
                 arrival.outcome = await self._fly(arrival, _Transfer(hub, snapshot, arrival, traffic))
@@ -166,19 +206,40 @@ class Receiver:
             del self._under_way[file.oid]
             arrival.end()
 
-    async def _fly(self, arrival: Arrival, transfer: _Transfer) -> StoredFile:
+    @asynccontextmanager
+    async def mapped(self, file: HubFile, cid: Cid) -> AsyncIterator[Arrival]:
+        """While somebody brings the file by its CID: an arrival that others read along, with an outcome to be set. Not
+        seen by them where another one is under way already."""
+        arrival = Arrival(file, "map")
+        arrival.part = MappedPart(self._store, cid)
+        seen = file.oid not in self._under_way
+        if seen:
+            self._begin(arrival)
         try:
-            part = await in_thread(self._open, arrival)
+            yield arrival
+            if isinstance(arrival.outcome, StoredFile):
+                await in_thread(arrival.settle, self._store)
+        finally:
+            if seen:
+                del self._under_way[file.oid]
+            arrival.end()
+
+    def _begin(self, arrival: Arrival) -> None:
+        self._under_way[arrival.file.oid] = arrival
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _fly(self, arrival: Arrival, transfer: _Transfer) -> StoredFile:
+        opened: list[UnnamedFile] = []
+        try:
+            await in_thread(lambda: opened.append(self._store.unnamed.open(arrival.file.oid, arrival.file.size)))
+            arrival.part = part = opened[0]
             arrival.came(part.received_bytes)
             await transfer.complete(self._store, part)
             return await self._land(part)
         finally:
-            if arrival.part is not None:
-                await in_thread(arrival.part.close)
-
-    def _open(self, arrival: Arrival) -> UnnamedFile:
-        arrival.part = self._store.unnamed.open(arrival.file.oid, arrival.file.size)
-        return arrival.part
+            for part in opened:
+                await in_thread(part.close)
 
     async def _land(self, part: UnnamedFile) -> StoredFile:
         """Makes it a blob; those that become whole while others are stored go together. Raises StorageError."""

@@ -16,8 +16,6 @@ from ipfs_accelerate_node.sources.hub_answers import HubFile
 from ipfs_accelerate_node.sources.hub_snapshot import Snapshot, Traffic
 from ipfs_accelerate_node.sources.source import Held
 
-SMALLEST_LEAF_BYTES = 64 << 10
-
 
 class HubFileSource:
     """hub: entered, and its owner's. files: of the snapshot, by the CID that a map gives them."""
@@ -56,16 +54,12 @@ class HubFileSource:
             raise SourceUnavailable(str(exc), source=self.name, cid=file.cid, code="not_found") from exc
 
     async def held(self, root: Cid) -> Held:
-        """See `Source.held`: whole files."""
-        return Held(False, {cid: b"\xff" * (_leaves(file.size) // 8 + 1) for cid, file in self._files.items()})
+        """See `Source.held`: all of it, as it is not one who is still fetching. What the map leaves out turns out
+        not to be there when it is asked for."""
+        return Held(True, {})
 
     async def settled(self, cids: Sequence[Cid]) -> None:
         """Nothing: the Hub keeps its own."""
 
     async def aclose(self) -> None:
         """Nothing: the Hub is its owner's."""
-
-
-def _leaves(size: int) -> int:
-    """At most so many, in any profile that is in use."""
-    return size // SMALLEST_LEAF_BYTES + 1

@@ -7,6 +7,7 @@ Who owns what, under the cache directory:
   leaves, and sha256 and git-sha1 of each file that is here). ``models/<root>.json``: names, pin, visibility,
   provenance; written last, so a model exists if and only if this file does.
 - ``partial/``: files still being fetched, each with the record of what is durable; copies being ingested.
+- ``unnamed/``: files still being brought of which only the Hub's oid is known, not the CID.
 - ``quarantine/``: what turned out not to be what its name says.
 - ``index.sqlite``: all of the above, searchable. Derived: losing it costs time only.
 

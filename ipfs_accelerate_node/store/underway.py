@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from ipfs_accelerate_node.store.index import Index
 from ipfs_accelerate_node.store.models import Models
 from ipfs_accelerate_node.store.partials import Partials
 
+_LOOKED_AT = 64  # leaves at once
 _ASKED_KEPT = 1024  # of the latest CIDs that others asked for
 
 _NOT_PUBLIC = (  # files that no public model holds, also those of no model
@@ -133,6 +135,22 @@ class Underway:
         it. None unless all of them are in its partial file and verified."""
         part = self._partials.opened(file.cid)
         return None if part is None else part.lend(start, stop - start)
+
+    def reaches(self, file: FilePlan, offset: int) -> int:
+        """Where the verified bytes of its partial file end that lie without a gap from offset; offset if there are
+        none, or nobody brings it now."""
+        part = self._partials.opened(file.cid)
+        first = bisect_right(file.leaves, offset, key=lambda leaf: leaf.offset) - 1
+        end = offset
+        for start in range(max(0, first), len(file.leaves), _LOOKED_AT):
+            leaves = file.leaves[start : start + _LOOKED_AT]
+            here = [] if part is None else part.covered(leaves)
+            count = here.index(False) if False in here else len(here)
+            if count:
+                end = leaves[count - 1].offset + leaves[count - 1].length
+            if count < len(leaves):
+                break
+        return max(end, offset)
 
     def have(self, root: Cid, *, public_only: bool) -> Have | None:
         """What is here of a stored model, or of one that is being fetched; None if there is neither for this caller."""
