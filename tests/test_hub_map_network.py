@@ -76,6 +76,12 @@ async def test_found_by_the_commit_alone(tmp_path: Path) -> None:
                     again = await said(third, "audit", ref, "--map", published["envelope_cid"])
                     assert (again["outcome"], again["signer"]) == ("confirmed", signer)
                     assert [seen for seen in hub.seen[before:] if "/resolve/" in seen.path] == []
+                before = len(hub.seen)
+                async with node(tmp_path, "d", router, hub, PEERS=signer, HF_OFFLINE="true") as fourth:
+                    got = await said(fourth, "pin", "hf:org/open")  # what main is says the peer that was named
+                    assert got["root"] == pinned["root"]
+                    assert f"as peer:{signer} claims" in got["chain"][-1]["reason"]
+                assert len(hub.seen) == before
 
 
 def _check_published(anyone: KuboDaemon, published: dict[str, Any], sha: str) -> None:
