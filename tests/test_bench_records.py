@@ -56,7 +56,7 @@ def test_the_record_says_what_ran() -> None:
     }  # fmt: skip
     assert record["state"] == {
         "busy": False, "cores": 4, "load_before_milli": 500, "load_during_milli": 1250, "others_milli": 250,
-        "governors": ["performance"], "slowed": [], "throttled": 0,
+        "governors": ["performance"], "slowed": [], "disturbed": 0, "throttled": 0,
     }  # fmt: skip
     machine = record["machine"]
     assert isinstance(machine, dict)

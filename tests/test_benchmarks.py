@@ -38,6 +38,12 @@ async def test_samples_are_whole_requests_after_a_warm_up() -> None:
     assert (found.work, found.unit, found.tokens, found.phases_ns) == ((12,) * 3, "tokens", 12, {})
 
 
+async def test_requests_of_others_are_noticed() -> None:
+    looks = iter([False, False, True, False, False])  # before and after each, after only where before was quiet
+    found = await measure(SMALL, MODEL, Door(), examples, working=lambda: next(looks))
+    assert found.state.disturbed == 1
+
+
 async def test_a_slow_model_is_asked_less_often() -> None:
     found = await measure(replace(SMALL, repeats=20, budget_s=0.0), MODEL, Door(), examples)
     assert len(found.samples_ns) == FEWEST

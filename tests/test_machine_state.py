@@ -107,6 +107,7 @@ def test_this_machine_can_be_read() -> None:
         ({"others": None, "load_before": 6.5}, ALIKE, "load average before was 6.5 on 4 cores"),
         ({}, (1000, 2000, 1000, 2000), "the middle half of the samples is 67% apart"),
         ({}, (1000,), ""),
+        ({"disturbed": 2}, ALIKE, "other requests were computed beside 2 of 5 repeats"),
     ],
 )
 def test_when_figures_mean_nothing(change: dict[str, float | None], samples: tuple[int, ...], reason: str) -> None:

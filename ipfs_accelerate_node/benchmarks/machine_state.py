@@ -37,7 +37,8 @@ LIMITS = Limits()
 class MachineState:
     """load_before, load_during: averages over a minute. others: cores' worth of computing by other processes.
     governors: of the CPU's frequency. throttled: how often the CPU had to slow down for heat. slowed: why a card is
-    slower than it could be. energy_mj: millijoules, of the card alone (by nvml) or of the whole CPU (by rapl)."""
+    slower than it could be. energy_mj: millijoules, of the card alone (by nvml) or of the whole CPU (by rapl).
+    disturbed: repeats beside which this node computed for somebody else."""
 
     cores: int
     load_before: float
@@ -48,6 +49,7 @@ class MachineState:
     slowed: tuple[str, ...] = ()
     energy_mj: int | None = None
     energy_by: str = ""
+    disturbed: int = 0
 
 
 def why_busy(state: MachineState, samples_ns: tuple[int, ...], limits: Limits) -> str:
@@ -60,6 +62,8 @@ def why_busy(state: MachineState, samples_ns: tuple[int, ...], limits: Limits) -
         reasons.append(f"other processes took {state.others:.1f} of {state.cores} cores")
     if state.others is None and state.load_before > limits.load * state.cores:
         reasons.append(f"the load average before was {state.load_before:.1f} on {state.cores} cores")
+    if state.disturbed:
+        reasons.append(f"other requests were computed beside {state.disturbed} of {len(samples_ns)} repeats")
     return "; ".join(reasons)
 
 

@@ -7,7 +7,7 @@ import io
 import time
 import wave
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -65,9 +65,15 @@ class Measured:
 
 
 async def measure(
-    found: Workload, model: LoadedModel, door: Door, examples: Callable[[int], Awaitable[list[Item]]]
+    found: Workload,
+    model: LoadedModel,
+    door: Door,
+    examples: Callable[[int], Awaitable[list[Item]]],
+    *,
+    working: Callable[[], bool] = lambda: False,
 ) -> Measured:
-    """Runs a workload of requests (not ``load``, not ``fetch``) on what is loaded.
+    """Runs a workload of requests (not ``load``, not ``fetch``) on what is loaded. working: whether anything is
+    computed now; asked between our requests, so then it is somebody else's.
 
     The answers must be the model's: REAL, the same root, device, engine and precision, finite. Raises
     BadRequest(mock_not_measurable), InferenceFailed for an answer that is none, and what a request raises.
@@ -80,15 +86,18 @@ async def measure(
     samples: list[int] = []
     work: list[int] = []
     first: list[int] = []
+    disturbed = 0
     watch = Watch([model.pid], model.device)
     began = time.monotonic()
     while len(samples) < found.repeats and (len(samples) < FEWEST or time.monotonic() - began < found.budget_s):
         if found.kind == "tg":
             first.append((await asked(items, new_tokens=1))[1])
+        before = working()
         reply, taken_ns = await asked(items)
+        disturbed += before or working()
         samples.append(taken_ns)
         work.append(done(found, items, reply))
-    state = watch.end()
+    state = replace(watch.end(), disturbed=disturbed)
     if not all(work):
         raise InferenceFailed(
             f"{model.root} on {model.device} did nothing for {found.name}, so its speed means nothing"

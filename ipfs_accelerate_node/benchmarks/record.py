@@ -103,7 +103,7 @@ def _workload(workload: Workload, measured: Measured) -> dict[str, Value]:
 
 
 def _state(state: MachineState, *, busy: bool) -> dict[str, Value]:
-    """Averages and cores in thousandths; what could not be read is left out."""
+    """Averages and cores in thousandths, energy of all repeats together; what could not be read is left out."""
     said: dict[str, Value] = {
         "busy": busy,
         "cores": state.cores,
@@ -111,6 +111,7 @@ def _state(state: MachineState, *, busy: bool) -> dict[str, Value]:
         "load_during_milli": round(state.load_during * 1000),
         "governors": [clean(name) for name in state.governors],
         "slowed": list(state.slowed),
+        "disturbed": state.disturbed,
     }
     if state.others is not None:
         said["others_milli"] = round(state.others * 1000)

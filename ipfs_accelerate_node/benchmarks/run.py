@@ -249,7 +249,9 @@ class _Run:
             return await self.here.registry.examples(model, count)
 
         try:
-            await self._judged(found, await measure(found, model, self.here.serving, examples), agreed)
+            registry = self.here.registry
+            done = await measure(found, model, self.here.serving, examples, working=lambda: registry.working)
+            await self._judged(found, done, agreed)
         except NodeError as exc:
             self._leave_out(model.device, found.name, exc)
 

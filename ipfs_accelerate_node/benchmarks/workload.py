@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ipfs_accelerate_node.errors import BadRequest, InferenceFailed, InvalidInput
-from ipfs_accelerate_node.inference.model import Audio, Ids, Item, LoadedModel, Pair, Text
+from ipfs_accelerate_node.inference.model import Audio, Ids, Image, ImageChoice, Item, LoadedModel, Pair, Text
 
 Kind = Literal["encode", "pair", "pp", "tg", "images", "rtf", "examples", "load", "fetch"]
 Examples = Callable[[int], Awaitable[list[Item]]]
@@ -43,6 +43,16 @@ _NAMES: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("load", re.compile(r"load")),
     ("fetch", re.compile(r"fetch")),
 )
+
+_GENERATES = frozenset({"text2text-generation", "text-generation"})
+_FOR: dict[Kind, frozenset[str]] = {
+    "encode": frozenset({"embedding", "text-classification", "token-classification"}),
+    "pair": frozenset({"rerank", "text-classification"}),
+    "pp": _GENERATES,
+    "tg": _GENERATES,
+    "images": frozenset({"embedding", "zero-shot-image-classification", "image-classification"}),
+    "rtf": frozenset({"automatic-speech-recognition"}),
+}
 
 _TEXTS = ("encode-1x16", "encode-1x128", "encode-8x128", "encode-32x128", "encode-8x512")
 _GENERATION = ("pp128", "pp512", "tg128")
@@ -153,8 +163,11 @@ async def inputs(found: Workload, model: LoadedModel, examples: Examples, *, att
     """The items of one request. examples: so many sample inputs of the model's task. attempt: other inputs of the same
     form, for a generation that ends too early.
 
-    Raises InvalidInput (too_long) when the model takes less than that, InferenceFailed for sample sounds of no use.
+    Raises InvalidInput (not_its_task, too_long) when the model does not do such things, or takes less; InferenceFailed
+    for sample inputs of no use.
     """
+    if model.task not in _FOR.get(found.kind, (model.task,)):
+        raise InvalidInput(f"{found.name} is not for {model.task}", code="not_its_task", param="workload")
     chance = random.Random(found.seed + attempt)
     last = found.length + (found.new_tokens if found.kind in ("pp", "tg") else 0)
     if found.kind in ("encode", "pair", "pp", "tg") and last > model.max_tokens > 0:
@@ -168,6 +181,11 @@ async def inputs(found: Workload, model: LoadedModel, examples: Examples, *, att
         case "pp" | "tg":
             size = model.vocab_size or 2
             return [Ids(tuple(chance.randrange(size) for _ in range(found.length)))]
+        case "images":
+            items = await examples(found.batch)
+            if not all(isinstance(item, Image | ImageChoice) for item in items):
+                raise InvalidInput(f"{found.name}: the model takes no pictures", code="not_its_task", param="workload")
+            return items
         case "rtf":
             return [_joined(await examples(found.length // 3 + 1), found.length)]
         case _:
