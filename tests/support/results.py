@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,7 +21,18 @@ from ipfs_accelerate_node.records.key import NodeKey
 MODEL = Cid.of(b"a model", DAG_PB)
 OTHER_MODEL = Cid.of(b"another model", DAG_PB)
 
+WAIT_S = 60.0
+
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def until(look: Callable[[], Any]) -> Any:
+    """What look finds, as soon as it is something; for what comes by itself in another process."""
+    deadline = time.monotonic() + WAIT_S
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
 
 
 def key(number: int) -> NodeKey:
