@@ -28,7 +28,7 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.reference import (
     check_model_name,
 )
-from ipfs_accelerate_node.errors import BadContent, Loading, NotFound
+from ipfs_accelerate_node.errors import BadContent, Conflict, Loading, NotFound
 from ipfs_accelerate_node.fetch.hf_cache.hydrate import Hydration
 from ipfs_accelerate_node.fetch.hf_cache.importing import Importing
 from ipfs_accelerate_node.fetch.hf_cache.watch import LinkWatch
@@ -278,8 +278,10 @@ class Node:
         """Workloads through the same path as requests; records are signed, kept, and published on request, which
         reads the model's bytes again: what does not match its CIDs is not spoken of. Raises as `benchmarks.bench`."""
         benchmarks.refuse_mocks(wish.ref)
-        if publish and (damaged := (await self.verify(wish.ref)).corrupt):
-            raise BadContent(f"{wish.ref} is damaged: {damaged[0].reason}", code="weights_unverified")
+        if publish:
+            await asyncio.to_thread(self.check_public, wish.ref)
+            if damaged := (await self.verify(wish.ref)).corrupt:
+                raise BadContent(f"{wish.ref} is damaged: {damaged[0].reason}", code="weights_unverified")
         done = await benchmarks.bench(
             self,
             wish,
@@ -297,7 +299,15 @@ class Node:
         """Publishes a record that `bench` kept, byte for byte what was shown. Raises NotFound, Unavailable."""
         cid = Cid.parse(envelope)
         client = await self.kubo.wait_ready(KUBO_PATIENCE_S)
-        return await self.exchange.settled(await benchmarks.publish_kept(cid, cache=self.config.cache, client=client))
+        return await self.exchange.settled(
+            await benchmarks.publish_kept(cid, cache=self.config.cache, client=client, check=self.check_public)
+        )
+
+    def check_public(self, ref: str | Cid) -> None:
+        """A record names the root of its model: of a private one that would tell strangers that somebody has it. Raises
+        Conflict (private_model), NotFound."""
+        if not self.find(str(ref)).public:
+            raise Conflict(f"{ref} is private here; `share` it before its results are published", code="private_model")
 
     async def accelerators(self) -> list[Accelerator]:
         return await self.registry.accelerators()

@@ -235,6 +235,36 @@ def test_what_makes_no_sense_is_refused(change: dict[str, Any], code: str) -> No
     assert str(caught.value).isprintable()
 
 
+anything: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.text(max_size=5)
+    | st.binary(max_size=5)
+    | st.just(ROOT),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(field=st.sampled_from(sorted(record_of())), inside=st.booleans(), value=anything, at=st.integers(0, 20))
+def test_whatever_stands_in_a_field_is_read_or_refused(field: str, inside: bool, value: Any, at: int) -> None:
+    record = record_of(agreement=Agreement(1.0, 1.0, None, None))
+    found = record[field]
+    if inside and isinstance(found, dict) and found:
+        found[sorted(found)[at % len(found)]] = value
+    elif inside and isinstance(found, list) and found:
+        found[at % len(found)] = value
+    else:
+        record[field] = value
+    try:
+        read = read_benchmark(record)
+    except BadContent:
+        return
+    assert len(read.samples_ns) == len(read.work) == read.parameters["repeats"]
+    assert figures(read).p50_ms > 0
+
+
 @pytest.mark.parametrize("name", sorted({*record_of()} - {"hub", "load_ms", "memory_peak_bytes", "expires"}))
 def test_what_lacks_a_field_is_refused(name: str) -> None:
     with pytest.raises(BadContent):

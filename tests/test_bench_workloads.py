@@ -18,7 +18,7 @@ from ipfs_accelerate_node.benchmarks.measure import milliseconds
 from ipfs_accelerate_node.benchmarks.record import Circumstances, benchmark_record
 from ipfs_accelerate_node.benchmarks.workload import DEFAULTS, QUICK, inputs, usual
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.errors import BadRequest, InferenceFailed, InvalidInput
+from ipfs_accelerate_node.errors import BadRequest, Conflict, InferenceFailed, InvalidInput
 from ipfs_accelerate_node.fetch.jobs import Receipt
 from ipfs_accelerate_node.inference.model import TASKS, Audio, Ids, Item, Pair, Text
 from ipfs_accelerate_node.inference.tasks import samples
@@ -179,6 +179,20 @@ async def test_what_cannot_be_measured_says_why(here: Running) -> None:
         assert reply.status == status, (body, reply.body)
         assert reply.json["code"] == code, body
     assert here.node.registry.loaded() == []
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_private_model_is_not_spoken_of(here: Running) -> None:
+    root = here.node.find("vit").root
+    (kept,) = (await measured(here, "vit", "images-1"))["results"]
+    await asyncio.to_thread(here.node.store.set_public, root, False)
+    for body in ({"ref": "vit", "publish": True}, {"ref": str(root), "publish": True}):
+        reply = await here.admin("POST", "/api/benchmarks", json=body)
+        assert (reply.status, reply.json["code"]) == (409, "private_model")
+    with pytest.raises(Conflict):
+        here.node.check_public(root)
+    await asyncio.to_thread(here.node.store.set_public, root, True)
+    here.node.check_public(Cid.parse(kept["record"]["model"]))
 
 
 # -- names and inputs

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -309,14 +309,17 @@ def _too_busy(found: Workload, measured: Measured, why: str) -> Unavailable:
     )
 
 
-async def publish_kept(envelope: Cid, *, cache: Path, client: KuboClient) -> BenchResult:
-    """Publishes a record that an earlier `bench` kept, byte for byte. Raises NotFound, Conflict (machine_busy: such a
-    record stays here), BadContent, StorageError."""
+async def publish_kept(
+    envelope: Cid, *, cache: Path, client: KuboClient, check: Callable[[Cid], None] = lambda root: None
+) -> BenchResult:
+    """Publishes a record that an earlier `bench` kept, byte for byte. check: raises where a model is not to be spoken
+    of. Raises NotFound, Conflict (machine_busy: such a record stays here), BadContent, StorageError."""
     sealed = await asyncio.to_thread(RecordShelf(cache).sealed, envelope)
     opened = open_envelope(sealed.envelope_bytes, sealed.record_bytes, BENCH_PREFIX)
     found = read_benchmark(opened.record, busy=True)
     if found.busy:
         raise Conflict("the machine was busy when this was measured; such a record stays here", code="machine_busy")
+    await asyncio.to_thread(check, found.root)
     result = BenchResult(
         record={name: json_value(value) for name, value in opened.record.items()},
         figures=figures(found),
