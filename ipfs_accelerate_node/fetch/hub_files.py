@@ -37,6 +37,8 @@ from ipfs_accelerate_node.store.single import empty, in_profile
 
 log = logging.getLogger(__name__)
 
+TOGETHER_BYTES = 32 << 20  # of smaller files a peer alone is as good, and the Hub is spared the requests
+
 SourceFor = Callable[[str | None], HubSource]
 Landed = Callable[[StoredModel], None]
 
@@ -99,13 +101,14 @@ class HubFiles:
             claim = await self._nearby.map_of(kept, search=lost, again=hub is None)
             if claim is None or claim.root is None or not (claim is kept or entry.path in claim.cids):
                 return None
-            return await self._mapped(kept, entry, claim, None if lost else hub)
+            helps = not lost and entry.size > TOGETHER_BYTES
+            return await self._mapped(kept, entry, claim, hub if helps else None, everyone=lost)
         except (SourceUnavailable, IntegrityError, BadContent, UnsafeContent, NotFound) as exc:
             log.info("hub.not_nearby repo=%s path=%s code=%s", kept.repo, entry.path, exc.code)
             return None
 
     async def _mapped(
-        self, kept: KeptCommit, entry: TreeEntry, claim: KeptCommit, hub: HubSource | None
+        self, kept: KeptCommit, entry: TreeEntry, claim: KeptCommit, hub: HubSource | None, *, everyone: bool
     ) -> StoredFile | None:
         cid = claim.cids.get(entry.path)
         async with AsyncExitStack() as stack:
@@ -117,7 +120,7 @@ class HubFiles:
                 kept.snapshot,
                 hub,
                 lambda _: None if arrival is None else arrival.stir(),
-                everyone=hub is None,
+                everyone=everyone,
                 only=(glob.escape(entry.path),),
             )
             stored = await in_thread(self.here, kept, entry)
