@@ -152,11 +152,15 @@ async def test_what_is_loaded_stays_and_is_not_measured_loading(here: Running) -
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_another_device_is_compared_with_the_reference(here: Running) -> None:
-    found = await measured(here, "tiny", "encode-1x8", device="openvino", precision="f32", quick=False)
-    (result,) = found["results"]
-    assert (result["record"]["device"], result["record"]["engine"]) == ("openvino:CPU", "openvino")
-    assert 999_900 <= result["record"]["agreement"]["min_ppm"] <= 1_000_000
+async def test_every_device_is_compared_with_the_reference(here: Running) -> None:
+    found = await measured(here, "tiny", "encode-1x8", device="all", precision="f32", quick=False)
+    records = {result["record"]["device"]: result["record"] for result in found["results"]}
+    available = {one.device for one in await here.node.accelerators() if one.available}
+    assert set(records) | {left["device"] for left in found["left_out"]} == available
+    assert (records["cpu"]["engine"], records["openvino:CPU"]["engine"]) == ("torch", "openvino")
+    assert all(999_900 <= record["agreement"]["min_ppm"] <= 1_000_000 for record in records.values())
+    assert all(record["device_name"] for record in records.values())
+    assert "moved" in records["openvino:CPU"]["agreement"]
     assert here.node.registry.loaded() == []
 
 

@@ -83,37 +83,50 @@ async def measure(
     items, attempt = await _prompt(found, model, examples, asked)
     for _ in range(found.warmup):
         await asked(items)
-    samples: list[int] = []
-    work: list[int] = []
-    first: list[int] = []
-    disturbed = 0
     watch = Watch([model.pid], model.device)
-    began = time.monotonic()
-    while len(samples) < found.repeats and (len(samples) < FEWEST or time.monotonic() - began < found.budget_s):
-        if found.kind == "tg":
-            first.append((await asked(items, new_tokens=1))[1])
-        before = working()
-        reply, taken_ns = await asked(items)
-        disturbed += before or working()
-        samples.append(taken_ns)
-        work.append(done(found, items, reply))
-    state = replace(watch.end(), disturbed=disturbed)
-    if not all(work):
+    runs = await _repeat(found, items, asked, working)
+    state = replace(watch.end(), disturbed=sum(run.disturbed for run in runs))
+    reply = runs[-1].reply
+    if not all(run.work for run in runs):
         raise InferenceFailed(
             f"{model.root} on {model.device} did nothing for {found.name}, so its speed means nothing"
         )
+    generates = found.kind == "tg"
     return Measured(
-        samples_ns=tuple(samples),
-        work=tuple(work),
+        samples_ns=tuple(run.taken_ns for run in runs),
+        work=tuple(run.work for run in runs),
         unit=unit_of(found, reply),
         state=state,
         model=reply.model,
-        phases_ns={FIRST_TOKEN: tuple(first)} if first else {},
+        phases_ns={FIRST_TOKEN: tuple(run.first_ns for run in runs)} if generates else {},
         tokens=reply.tokens,
         truncated=sum(output.truncated for output in reply.outputs),
         peak_bytes=await asyncio.to_thread(peak_bytes, reply.model.pid),
-        further={"prompt": attempt} if found.kind == "tg" else {},
+        further={"prompt": attempt} if generates else {},
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Repeat:
+    """first_ns: of a request for the first token alone, just before; 0 where nothing is generated."""
+
+    reply: Inferred
+    taken_ns: int
+    work: int
+    first_ns: int
+    disturbed: bool
+
+
+async def _repeat(found: Workload, items: Sequence[Item], asked: _Asked, working: Callable[[], bool]) -> list[_Repeat]:
+    """Until there are as many as wanted, or the time is up."""
+    runs: list[_Repeat] = []
+    began = time.monotonic()
+    while len(runs) < found.repeats and (len(runs) < FEWEST or time.monotonic() - began < found.budget_s):
+        first_ns = (await asked(items, new_tokens=1))[1] if found.kind == "tg" else 0
+        before = working()
+        reply, taken_ns = await asked(items)
+        runs.append(_Repeat(reply, taken_ns, done(found, items, reply), first_ns, before or working()))
+    return runs
 
 
 class _Asked:

@@ -40,7 +40,7 @@ def benchmark_record(
 
     created: seconds since 1970.
     """
-    model, stored = measured.model, around.stored
+    model = measured.model
     record: dict[str, Value] = {
         "schema": SCHEMA,
         "v": SCHEMA_VERSION,
@@ -63,19 +63,7 @@ def benchmark_record(
         "phases_ns": {name: list(values) for name, values in measured.phases_ns.items()},
         "state": _state(measured.state, busy=around.busy),
     }
-    if model.load_s:
-        record["load_ms"] = round(model.load_s * 1000)
-    if measured.peak_bytes:
-        record["memory_peak_bytes"] = measured.peak_bytes
-    if model.device_bytes:
-        record["device_memory_bytes"] = model.device_bytes
-    if around.agreement is not None:
-        record["agreement"] = _agreement(around.agreement)
-    if around.sources:
-        record["sources"] = [_source(share) for share in around.sources]
-    if stored is not None and stored.public and stored.provenance.hub_repo and stored.provenance.hub_commit:
-        record["hub"] = {"repo": clean(stored.provenance.hub_repo), "commit": stored.provenance.hub_commit}
-    return record
+    return record | _known(measured, around)
 
 
 def machine() -> dict[str, Value]:
@@ -88,6 +76,25 @@ def machine() -> dict[str, Value]:
         "arch": platform.machine(),
         "python": platform.python_version(),
     }
+
+
+def _known(measured: Measured, around: Circumstances) -> dict[str, Value]:
+    """What not every measurement has."""
+    model, stored = measured.model, around.stored
+    said: dict[str, Value] = {}
+    if model.load_s:
+        said["load_ms"] = round(model.load_s * 1000)
+    if measured.peak_bytes:
+        said["memory_peak_bytes"] = measured.peak_bytes
+    if model.device_bytes:
+        said["device_memory_bytes"] = model.device_bytes
+    if around.agreement is not None:
+        said["agreement"] = _agreement(around.agreement)
+    if around.sources:
+        said["sources"] = [_source(share) for share in around.sources]
+    if stored is not None and stored.public and stored.provenance.hub_repo and stored.provenance.hub_commit:
+        said["hub"] = {"repo": clean(stored.provenance.hub_repo), "commit": stored.provenance.hub_commit}
+    return said
 
 
 def _workload(workload: Workload, measured: Measured) -> dict[str, Value]:

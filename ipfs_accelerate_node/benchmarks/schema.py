@@ -57,18 +57,7 @@ class Benchmark:
 def read_benchmark(record: Mapping[str, Value], *, busy: bool = False) -> Benchmark:
     """busy: take also a record whose machine was. Raises BadContent: record_version (skip it: another version's),
     mock_record, machine_busy, bad_record."""
-    if record.get("schema") != SCHEMA:
-        raise _bad("its schema is another one")
-    if type(record.get("v")) is not int or record["v"] != SCHEMA_VERSION:
-        raise BadContent(f"a benchmark record of another version than {SCHEMA_VERSION}", code="record_version")
-    engine = _text(record, "engine")
-    if record.get("status") != "REAL" or engine == "mock":
-        raise BadContent("a mock's record says nothing of any machine", code="mock_record")
-    was_busy = _map(record, "state").get("busy")
-    if not isinstance(was_busy, bool):
-        raise _bad("it does not say whether its machine was busy")
-    if was_busy and not busy:
-        raise BadContent("its machine was too busy for the figures to mean anything", code="machine_busy")
+    engine, was_busy = _believable(record, busy=busy)
     root = record.get("model")
     if not isinstance(root, Cid):
         raise _bad("its model is no link")
@@ -99,6 +88,23 @@ def read_benchmark(record: Mapping[str, Value], *, busy: bool = False) -> Benchm
         seq=_whole(record, "seq"),
         busy=was_busy,
     )
+
+
+def _believable(record: Mapping[str, Value], *, busy: bool) -> tuple[str, bool]:
+    """Its engine and whether its machine was busy, of a record of this version that measured something."""
+    if record.get("schema") != SCHEMA:
+        raise _bad("its schema is another one")
+    if type(record.get("v")) is not int or record["v"] != SCHEMA_VERSION:
+        raise BadContent(f"a benchmark record of another version than {SCHEMA_VERSION}", code="record_version")
+    engine = _text(record, "engine")
+    if record.get("status") != "REAL" or engine == "mock":
+        raise BadContent("a mock's record says nothing of any machine", code="mock_record")
+    was_busy = _map(record, "state").get("busy")
+    if not isinstance(was_busy, bool):
+        raise _bad("it does not say whether its machine was busy")
+    if was_busy and not busy:
+        raise BadContent("its machine was too busy for the figures to mean anything", code="machine_busy")
+    return engine, was_busy
 
 
 def _bad(reason: str) -> BadContent:
