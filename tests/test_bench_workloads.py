@@ -7,6 +7,7 @@ import io
 import wave
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -252,6 +253,22 @@ async def test_sound_is_as_long_as_its_name_says() -> None:
 
 
 # -- fetch
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_fetch_from_another_node_is_measured(here: Running, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir(mode=0o700)
+    root = str(here.node.find("tiny").root)
+    async with running(tmp_path / "cache") as other:
+        job = (await other.admin("POST", "/api/pins", json={"ref": root, "source": here.url})).json
+        await other.admin("GET", f"/api/pins/{job['id']}/events")  # ends with the job
+        (result,) = (await measured(other, root, "fetch"))["results"]
+        assert other.node.registry.loaded() == []
+    record = result["record"]
+    assert record["work"][0] > 1000
+    assert [(share["kind"], share["bytes"]) for share in record["sources"]] == [("gateway", record["work"][0])]
+    assert result["figures"]["unit"] == "bytes/s"
+    assert "127.0.0.1" not in str(record)
 
 
 RECEIPT = Receipt(
