@@ -84,6 +84,7 @@ class Node:
                     configured=self.config.peers,
                     reach=self.peers.reached if self.config.tunnels else None,
                     consent=self.config.publish,
+                    check=self.check_public,
                 )
             )
             self.registry = await stack.enter_async_context(

@@ -7,9 +7,11 @@ import base64
 import json
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
@@ -18,6 +20,8 @@ from ipfs_accelerate_node.api import pins
 from ipfs_accelerate_node.api.app import ROUTES
 from ipfs_accelerate_node.api.pipeline import TRAFFIC
 from ipfs_accelerate_node.store import hash_directory
+from tests.support.results import MODEL, fake_peers, sealed, telling
+from tests.support.results import key as node_key
 from tests.support.running import Running, model, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -25,7 +29,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 INFERENCE = {"/v1/embeddings", "/embeddings", "/api/infer"}
 HUB_READS = {"/api/models/{repo}", "/api/datasets/{repo}"}  # the Hub's paths-info reads by POST
 READS_PATHS = {
-    "/api/store", "/api/store/{ref}", "/api/pins", "/api/pins/{ref}", "/api/pins/{ref}/events", "/api/plan", "/api/keys",
+    "/api/store", "/api/store/{ref}", "/api/pins", "/api/pins/{ref}", "/api/pins/{ref}/events", "/api/plan",
+    "/api/keys", "/api/results", "/api/peers",
 }  # fmt: skip
 ABSENT = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
 
@@ -305,6 +310,33 @@ async def test_a_mock_is_never_measured(here: Running) -> None:
     assert (await here.ask("GET", "/api/benchmarks")).json["benchmarks"] == []
     assert (await here.ask("GET", f"/api/benchmarks?model={ABSENT}")).json["benchmarks"] == []
     assert (await here.ask("GET", "/api/benchmarks?model=nobody")).status == 404
+
+
+# -- results of others
+
+
+async def test_results_and_peers(here: Running) -> None:
+    async with fake_peers([telling([sealed(node_key(1), created=int(time.time()))])]) as (url,):
+        assert (await here.admin("POST", "/api/peers", json={"peer": f"{url}/"})).json == {
+            "peer": url,
+            "trusted": False,
+        }
+        found = (await here.admin("GET", f"/api/results?model={MODEL}")).json
+        assert (found["results"][0]["keys"], found["inquiry"]["answers"][0]["accepted"]) == (1, 1)
+        assert (await here.admin("GET", "/api/peers")).json["added"] == [url]
+        assert (await here.admin("DELETE", f"/api/peers/{quote(url, safe='')}")).json == {"removed": url}
+    found = (await here.admin("GET", f"/api/results?model={MODEL}&ask=no")).json
+    assert (found["claims"], found["inquiry"]) == (1, None)
+    (told,) = (await here.ask("GET", f"/api/benchmarks?model={MODEL}")).json["benchmarks"]
+    assert told["seen"]
+    assert told["envelope"]
+    for query, status in (
+        ("", 400), ("?model=nobody", 404), (f"?model={MODEL}&hardware=mine", 400), (f"?model={MODEL}&ask=1", 400),
+        (f"?model={MODEL}&peer=ftp://a", 400), (f"?model={MODEL}" + "&peer=http://a" * 65, 400),
+    ):  # fmt: skip
+        assert (await here.admin("GET", f"/api/results{query}")).status == status, query
+    assert (await here.admin("POST", "/api/peers", json={"peer": "nobody"})).status == 400
+    assert (await here.admin("POST", "/api/revocation", json={})).status == 503  # no Kubo that could tell anybody
 
 
 # -- keys

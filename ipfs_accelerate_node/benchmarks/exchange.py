@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +63,8 @@ class Found:
 
 class Exchange:
     """Async context manager, within that of kubo. configured: peers of the configuration. reach: URL of a node by its
-    PeerID while inside; None without tunnels. consent: the user agreed to publish whatever is measured."""
+    PeerID while inside; None without tunnels. consent: the user agreed to publish whatever is measured. check: raises
+    NotFound or Conflict where a model is not to be spoken of; it may have become private while its record waited."""
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class Exchange:
         reach: Reach | None = None,
         consent: bool = False,
         patience: Patience | None = None,
+        check: Callable[[Cid], None] = lambda root: None,
     ) -> None:
         self._cache = cache
         self._kubo = kubo
@@ -83,6 +85,7 @@ class Exchange:
         self._reach = reach
         self._consent = consent
         self._patience = patience
+        self._check = check
         self.book = PeerBook(cache, configured, own=key.peer_id, tunnels=reach is not None)
         self._exit = AsyncExitStack()
 
@@ -207,7 +210,10 @@ class Exchange:
         return found
 
     async def _publish(self, client: KuboClient, envelope: Cid) -> None:
-        await publish(client, await in_thread(self._shelf.sealed, envelope))
+        sealed = await in_thread(self._shelf.sealed, envelope)
+        claim = open_claim(sealed.envelope_bytes, sealed.record_bytes, read_benchmark, now=None)
+        await in_thread(self._check, claim.model)
+        await publish(client, sealed)
         await in_thread(self._shelf.note_published, envelope)
 
 

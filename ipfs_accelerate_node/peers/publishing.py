@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.errors import NodeError, NotFound
+from ipfs_accelerate_node.errors import Conflict, NodeError, NotFound
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.kubo import KuboClient, KuboService
 from ipfs_accelerate_node.kubo.publishing import publish_blocks
@@ -60,8 +60,8 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class ResultsPublisher:
-    """own: this node's public records, newest first; blocks. publish: puts a record of ours on IPFS, or raises;
-    consent: whether the user agreed beforehand, to publish what is measured."""
+    """own: this node's public records, newest first; blocks. publish: puts a record of ours on IPFS, or raises
+    (NotFound, Conflict: it never will be). consent: the user agreed beforehand to publish what is measured."""
 
     def __init__(
         self,
@@ -171,8 +171,8 @@ class ResultsPublisher:
         if wanted.deed == "publish":
             try:
                 await self._publish(client, envelope)
-            except NotFound:
-                log.warning("record.gone envelope=%s: it was to be published", envelope)
+            except (NotFound, Conflict) as exc:
+                log.warning("record.stays_here envelope=%s reason=%s", envelope, exc)
         elif wanted.deed == "drop":
             for cid in (envelope, *([record] if record else ())):
                 await client.pin_rm(cid)
