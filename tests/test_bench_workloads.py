@@ -266,7 +266,9 @@ async def test_a_fetch_from_another_node_is_measured(here: Running, tmp_path: Pa
         assert other.node.registry.loaded() == []
     record = result["record"]
     assert record["work"][0] > 1000
-    assert [(share["kind"], share["bytes"]) for share in record["sources"]] == [("gateway", record["work"][0])]
+    (share,) = record["sources"]
+    assert share["kind"] == "gateway"  # what a URL is taken for until it says more
+    assert share["bytes"] >= record["work"][0]  # of the blocks of directories too
     assert result["figures"]["unit"] == "bytes/s"
     assert "127.0.0.1" not in str(record)
 
