@@ -154,6 +154,26 @@ async def test_what_was_accepted_is_seen_and_what_was_replaced_let_go(
     assert store.wanted() == []
 
 
+async def test_a_kubo_of_the_users_gets_the_key_only_once_something_is_public(
+    kubo_factory: kubo_support.KuboFactory, tmp_path: Path, stack: AsyncExitStack
+) -> None:
+    daemon = kubo_factory()
+    (cache := tmp_path / "here").mkdir()
+    here = Here(KuboService(mode="external", cache=cache, url=daemon.api_url), cache, key(5))
+    await stack.enter_async_context(here.kubo)
+    await here.kubo.wait_ready(30)
+    await stack.enter_async_context(here.exchange)
+    await here.exchange.publisher.sync(here.kubo.client)
+    assert "ipfs-accelerate-node" not in daemon.cli("key", "list")
+    made = here.keep()
+    await here.exchange.settled(result(made))
+    standing = await here.standing(1)
+    assert "ipfs-accelerate-node" in daemon.cli("key", "list")
+    assert await here.kubo.client.name_resolve(here.own.peer_id, timeout_s=20) == Cid.parse(standing.envelope)
+    envelope = json.loads(daemon.cli("dag", "get", standing.envelope))
+    assert json.loads(daemon.cli("dag", "get", envelope["record"]["/"]))["dial"] == daemon.peer_id
+
+
 async def test_a_revoked_key_is_the_end_of_it(here: Here, stack: AsyncExitStack) -> None:
     made = here.keep()
     await stack.enter_async_context(here.kubo)
