@@ -15,7 +15,7 @@ from ipfs_accelerate_node.benchmarks.exchange import Exchange
 from ipfs_accelerate_node.errors import BadRequest, NotFound
 from ipfs_accelerate_node.kubo import KuboService
 from ipfs_accelerate_node.peers.book import MAX_PEERS, PeerBook
-from ipfs_accelerate_node.peers.results import MAX_ASKED, Patience
+from ipfs_accelerate_node.peers.results import MAX_ASKED, MAX_OPENED, Patience
 from ipfs_accelerate_node.peers.results_http import MAX_PARCELS
 from ipfs_accelerate_node.records.envelope import BENCH_PREFIX, LIFETIME_S, MAP_PREFIX, seal
 from tests.support.results import (
@@ -155,6 +155,21 @@ async def test_nobody_is_asked_twice_and_not_too_many(tmp_path: Path) -> None:
     assert asked == 1
     assert found.inquiry is not None
     assert len(found.inquiry.failures) + len(found.inquiry.answers) == MAX_ASKED
+
+
+async def test_crowds_that_flood_delay_nobody(exchange: Exchange) -> None:
+    """20 peers with 1,000 records each (of the same few, so that the test signs little), and an honest one."""
+    flood = telling([sealed(key(n), created=NOW, seq=n) for n in range(1, 11)] * (MAX_PARCELS // 10))
+    async with fake_peers([*[flood] * 20, telling([sealed(key(50), created=NOW)])]) as urls:
+        found = await exchange.results(MODEL, peers=urls)
+    assert found.inquiry is not None
+    assert found.inquiry.failures == ()
+    (honest,) = [answer for answer in found.inquiry.answers if answer.peer == urls[-1]]
+    assert honest.accepted == 1
+    refusals = [answer.refused[0] for answer in found.inquiry.answers if answer.refused]
+    assert {(refusal.code, refusal.count) for refusal in refusals} == {
+        ("answer_too_long", MAX_PARCELS - MAX_OPENED // len(urls))
+    }
 
 
 async def test_who_leaves_ends_the_question(exchange: Exchange) -> None:

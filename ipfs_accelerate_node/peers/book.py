@@ -45,8 +45,9 @@ class PeerBook:
         self._page = self._read()
 
     def all(self) -> tuple[str, ...]:
-        """The configured ones, then those that were added; each once."""
-        return tuple(dict.fromkeys((*self._configured, *self._page.peers)))
+        """The configured ones, then those that were added; each once, and only who can be reached."""
+        named = dict.fromkeys((*self._configured, *self._page.peers))
+        return tuple(peer for peer in named if self._tunnels or peer_id(peer) is None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.all())

@@ -12,16 +12,16 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ipfs_accelerate_node.config_values import peer_id
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.errors import NodeError, Unavailable
+from ipfs_accelerate_node.errors import NodeError, QuotaExceeded, Unavailable
 from ipfs_accelerate_node.fetch.threads import in_thread
-from ipfs_accelerate_node.kubo import KuboClient, KuboService
+from ipfs_accelerate_node.kubo import KuboService
 from ipfs_accelerate_node.peers.claims import Claim, Reader, open_claim
 from ipfs_accelerate_node.peers.indexes import Indexes
 from ipfs_accelerate_node.peers.results_http import RecordParcel, peer_results
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 MAX_ASKED = 256
 MAX_PROVIDERS = 32
+MAX_OPENED = 20_000  # records of one question, shared among who was asked …
+LEAST_OPENED = 100  # … but so many of each
 _OPENED_AT_ONCE = 50  # records, in one go of a thread
 
 Way = Literal["http", "tunnel", "index"]
@@ -88,6 +90,15 @@ class Inquiry:
     failures: tuple[PeerFailure, ...]
     note: str | None = None
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What came over the network in time, not looked at yet. lost: why some records did not."""
+
+    way: Way
+    parcels: Sequence[RecordParcel]
+    lost: Sequence[NodeError] = ()
 
 
 @dataclass(slots=True)
@@ -157,39 +168,49 @@ class Results:
             return f"the network was not searched: {exc}"
         return None
 
-    async def ask_url(self, url: str, model: Cid, peer: str, pace: Pace) -> _Batch:
-        return await self.opened(await peer_results(url, model, name=peer, pace=pace), model)
+    async def ask_url(self, url: str, model: Cid) -> _Answer:
+        wait_s = self._patience.http
+        asked = peer_results(str(Origin.parse(url)), model, name=url, pace=Pace(wait_s, wait_s, wait_s))
+        try:
+            async with asyncio.timeout(wait_s):
+                return _Answer("http", await asked)
+        except TimeoutError as exc:
+            raise Unavailable(f"{url}: no whole answer within {wait_s:g} s", code="stalled") from exc
 
-    async def ask_tunnel(self, where: str, model: Cid) -> _Batch:
+    async def ask_tunnel(self, where: str, model: Cid) -> _Answer:
         if self._reach is None:
             raise Unavailable("this node opens no tunnels", code="no_tunnels")
         reach_s = self._patience.reach
         try:
             async with asyncio.timeout(reach_s), self._reach(where) as url:
-                return await self.ask_url(url, model, f"peer:{where}", Pace(reach_s, reach_s, reach_s))
+                pace = Pace(reach_s, reach_s, reach_s)
+                return _Answer("tunnel", await peer_results(url, model, name=f"peer:{where}", pace=pace))
         except TimeoutError as exc:
             raise Unavailable(f"no answer within {reach_s:g} s", code="stalled") from exc
 
-    async def ask_index(self, where: str, model: Cid) -> _Batch:
+    async def ask_index(self, where: str) -> _Answer:
         """What its IPNS index lists; records of other models come with it, and are as good."""
-        indexes = Indexes(self.store, self._client(), int(self._now_s()))
+        indexes = Indexes(self.store, self._kubo.client, int(self._now_s()))
         until = asyncio.get_running_loop().time() + self._patience.index
-        batch = _Batch()
         try:
             async with asyncio.timeout_at(until):
                 listed = await indexes.envelopes(where)
         except TimeoutError as exc:
             raise Unavailable(f"no index within {self._patience.index:g} s", code="stalled") from exc
         found, lost = await indexes.records(listed, until=until)
-        for error in lost:
-            batch.refuse(error)
-        return await self.opened(found, None, batch)
+        return _Answer("index", found, lost)
 
-    async def opened(self, parcels: Sequence[RecordParcel], model: Cid | None, batch: _Batch | None = None) -> _Batch:
-        """Each is verified by itself: a bad one is counted, and hides no good one."""
-        batch = batch or _Batch()
+    async def opened(self, answer: _Answer, model: Cid, most: int) -> _Batch:
+        """Each is verified by itself: a bad one is counted, and hides no good one. most: how many are looked at."""
+        batch = _Batch()
+        for error in answer.lost:
+            batch.refuse(error)
+        for _ in answer.parcels[most:]:
+            batch.refuse(QuotaExceeded(f"more than {most} records in one answer", code="answer_too_long"))
+        parcels = answer.parcels[:most]
+        about = None if answer.way == "index" else model
         for start in range(0, len(parcels), _OPENED_AT_ONCE):
-            await in_thread(self._open, parcels[start : start + _OPENED_AT_ONCE], model, batch)
+            await in_thread(self._open, parcels[start : start + _OPENED_AT_ONCE], about, batch)
         return batch
 
     def _open(self, parcels: Sequence[RecordParcel], model: Cid | None, batch: _Batch) -> None:
@@ -199,13 +220,6 @@ class Results:
                 batch.claims.append(open_claim(parcel.envelope, parcel.block, self._read, now=now, model=model))
             except NodeError as exc:
                 batch.refuse(exc)
-
-    def _client(self) -> KuboClient:
-        return self._kubo.client
-
-    @property
-    def patience(self) -> Patience:
-        return self._patience
 
     def foreign(self, claims: Sequence[Claim]) -> list[Claim]:
         """Without our own, which the shelf has."""
@@ -234,7 +248,9 @@ class _Round:
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
-            batch, way = await self._answer(peer)
+            answer = await self._answer(peer)
+            most = max(LEAST_OPENED, MAX_OPENED // len(self._asked))
+            batch = await self._results.opened(answer, self._model, most)
             claims = self._results.foreign(batch.claims)
             taken = Counter(await in_thread(self._results.store.take, claims))
         except NodeError as exc:
@@ -249,29 +265,18 @@ class _Round:
             refused.append(Refusal("key_quota", "the key has more records than are kept of one", taken["full"]))
         known = taken["known"] + taken["stale"] + own
         seconds = round(clock() - began, 3)
-        self.answers.append(PeerAnswer(peer, way, taken["accepted"], known, tuple(refused), seconds))
+        self.answers.append(PeerAnswer(peer, answer.way, taken["accepted"], known, tuple(refused), seconds))
 
-    async def _answer(self, peer: str) -> tuple[_Batch, Way]:
+    async def _answer(self, peer: str) -> _Answer:
         where = peer_id(peer)
         if where is None:
-            return await self._by_url(peer), "http"
+            return await self._results.ask_url(peer, self._model)
         try:
-            return await self._results.ask_tunnel(where, self._model), "tunnel"
+            return await self._results.ask_tunnel(where, self._model)
         except Unavailable as exc:
             log.info("results.no_tunnel peer=%s code=%s", where, exc.code)
             unreached = exc
         try:
-            return await self._results.ask_index(where, self._model), "index"
+            return await self._results.ask_index(where)
         except Unavailable as exc:
             raise Unavailable(f"{unreached}; and {exc}", code=unreached.code) from exc
-
-    async def _by_url(self, url: str) -> _Batch:
-        wait_s = self._results.patience.http
-        asking: Awaitable[_Batch] = self._results.ask_url(
-            str(Origin.parse(url)), self._model, url, Pace(wait_s, wait_s, wait_s)
-        )
-        try:
-            async with asyncio.timeout(wait_s):
-                return await asking
-        except TimeoutError as exc:
-            raise Unavailable(f"{url}: no whole answer within {wait_s:g} s", code="stalled") from exc
