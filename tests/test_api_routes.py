@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import logging
 import re
@@ -19,6 +20,10 @@ import pytest_asyncio
 from ipfs_accelerate_node.api import pins
 from ipfs_accelerate_node.api.app import ROUTES
 from ipfs_accelerate_node.api.pipeline import TRAFFIC
+from ipfs_accelerate_node.fetch.hub_map_shelf import Parcel
+from ipfs_accelerate_node.records.envelope import LIFETIME_S
+from ipfs_accelerate_node.records.hub_map import HubMap, MappedFile, seal_map
+from ipfs_accelerate_node.sources.hub_names import HubRepo
 from ipfs_accelerate_node.store import hash_directory
 from tests.support.results import MODEL, fake_peers, sealed, telling
 from tests.support.results import key as node_key
@@ -337,6 +342,22 @@ async def test_results_and_peers(here: Running) -> None:
         assert (await here.admin("GET", f"/api/results{query}")).status == status, query
     assert (await here.admin("POST", "/api/peers", json={"peer": "nobody"})).status == 400
     assert (await here.admin("POST", "/api/revocation", json={})).status == 503  # no Kubo that could tell anybody
+
+
+async def test_results_of_a_commit_whose_root_a_map_says(here: Running, tmp_path: Path) -> None:
+    (folder := tmp_path / "claimed").mkdir()
+    (folder / "config.json").write_text('{"claimed": true}')
+    plan = hash_directory(folder).plan
+    (file,) = plan.files
+    now = int(time.time())
+    oid = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    mapped = (MappedFile("config.json", file.size, oid, file.cid),)
+    made = HubMap("model", "org/claimed", "c" * 40, plan.root, mapped, now, now + LIFETIME_S, 1)
+    here.node.maps.claims.maps.take(Parcel.of(seal_map(made, node_key(3))), HubRepo("org/claimed"), "c" * 40)
+    found = await here.admin("GET", f"/api/results?model=hf:org/claimed@{'c' * 40}")
+    assert found.json["model"] == str(plan.root)
+    for ref in ("hf:org/nobody", f"hf:org/claimed@{'c' * 40}&ask=no"):
+        assert (await here.admin("GET", f"/api/results?model={ref}")).status == 404
 
 
 # -- keys

@@ -19,20 +19,22 @@ from ipfs_accelerate_node.benchmarks.exchange import Told
 from ipfs_accelerate_node.benchmarks.record import json_value, machine
 from ipfs_accelerate_node.config_values import peer_id
 from ipfs_accelerate_node.content.cid import Cid, shown
-from ipfs_accelerate_node.content.reference import RootRef, parse_reference
-from ipfs_accelerate_node.errors import BadRequest
+from ipfs_accelerate_node.content.reference import HubRef, RootRef, parse_reference
+from ipfs_accelerate_node.errors import BadRequest, NotFound
 from ipfs_accelerate_node.node import Node
 from ipfs_accelerate_node.peers.ranking import Hardware
+from ipfs_accelerate_node.sources.hub_names import HubRepo, check_repo
 
 MAX_NAMED = 64  # peers of one question
 
 
 async def results(request: web.Request) -> web.Response:
-    """``?model=``: a root, or any reference of a stored model. ``&peer=`` (several): only these are asked.
+    """``?model=``: a root, any reference of a stored model, or a commit of the Hub of which a peer has a map (the root is
+    that peer's claim; the results are of that root). ``&peer=`` (several): only these are asked.
     ``&hardware=like-mine``. ``&ask=no``: nobody is asked; what is here already."""
     here = node(request)
     query = request.query
-    model = await asyncio.to_thread(_root, here, query.get("model", ""))
+    model = await _model(here, query.get("model", ""), ask=query.get("ask") != "no")
     if query.get("hardware") not in (None, "like-mine"):
         raise BadRequest(f"{shown(query['hardware'])} is no choice of hardware: like-mine", param="hardware")
     if query.get("ask", "yes") not in ("yes", "no"):
@@ -45,6 +47,20 @@ async def results(request: web.Request) -> web.Response:
             raise BadRequest(f"{shown(peer)} is neither a URL nor a PeerID", param="peer")
     like = await _hardware(here) if "hardware" in query else None
     return json_reply(await here.exchange.results(model, peers=named or None, ask=query.get("ask") != "no", like=like))
+
+
+async def _model(here: Node, ref: str, *, ask: bool) -> Cid:
+    try:
+        return await asyncio.to_thread(_root, here, ref)
+    except NotFound:
+        reference = parse_reference(ref)
+        if not ask or not isinstance(reference, HubRef):
+            raise
+        check_repo(reference.repo)
+        kept = await here.maps.claims.ask(HubRepo(reference.repo), reference.revision, search=True)
+        if kept is None or kept.root is None:
+            raise
+        return Cid.parse(kept.root).canonical
 
 
 async def _hardware(here: Node) -> Hardware:
