@@ -29,8 +29,8 @@ MAX_NAMED = 64  # peers of one question
 
 
 async def results(request: web.Request) -> web.Response:
-    """``?model=``: a root, any reference of a stored model, or a commit of the Hub of which a peer has a map (the root is
-    that peer's claim; the results are of that root). ``&peer=`` (several): only these are asked.
+    """``?model=``: a root, any reference of a stored model, or a commit of the Hub of which a peer has a map (the root
+    is that peer's claim; the results are of that root). ``&peer=`` (several): only these are asked.
     ``&hardware=like-mine``. ``&ask=no``: nobody is asked; what is here already."""
     here = node(request)
     query = request.query
