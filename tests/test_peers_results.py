@@ -12,7 +12,8 @@ import pytest
 from aiohttp import web
 
 from ipfs_accelerate_node.benchmarks.exchange import Exchange
-from ipfs_accelerate_node.errors import BadRequest, NotFound
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.errors import BadRequest, Conflict, NotFound
 from ipfs_accelerate_node.kubo import KuboService
 from ipfs_accelerate_node.peers.book import MAX_PEERS, PeerBook
 from ipfs_accelerate_node.peers.results import MAX_ASKED, MAX_OPENED, Patience
@@ -22,6 +23,7 @@ from tests.support.results import (
     MODEL,
     OTHER_MODEL,
     answer_of,
+    claim,
     fake_peers,
     key,
     record,
@@ -198,6 +200,22 @@ async def test_what_was_accepted_is_told_on_with_its_blocks(exchange: Exchange) 
     assert exchange.told(None) == []
     offline = await exchange.results(MODEL, ask=False)
     assert (offline.inquiry, offline.claims) == (None, 1)
+
+
+async def test_of_a_private_model_nothing_is_told_on(tmp_path: Path) -> None:
+    def check(root: Cid) -> None:
+        raise Conflict("private") if root == MODEL else NotFound("not here")
+
+    async with (
+        KuboService(mode="off", cache=tmp_path) as kubo,
+        Exchange(tmp_path, kubo, OWN, check=check) as exchange,
+    ):
+        other = claim(key(1), created=NOW, seq=2, model=OTHER_MODEL)
+        exchange.store.take([claim(key(1), created=NOW), other])
+        assert exchange.told(MODEL) == []
+        assert [told.envelope_cid for told in exchange.told(OTHER_MODEL)] == [other.envelope_cid]
+        assert exchange.store.envelopes(10, without={MODEL}) == [other.envelope_cid]
+        assert (await exchange.results(MODEL, ask=False)).claims == 1
 
 
 async def test_a_record_signed_twice_over_is_one_record(exchange: Exchange) -> None:

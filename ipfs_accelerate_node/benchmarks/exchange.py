@@ -21,7 +21,7 @@ from ipfs_accelerate_node.benchmarks.run import BenchResult
 from ipfs_accelerate_node.benchmarks.schema import read_benchmark
 from ipfs_accelerate_node.benchmarks.shelf import RecordShelf
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.errors import BadContent, Unavailable
+from ipfs_accelerate_node.errors import BadContent, Conflict, NotFound, Unavailable
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.kubo import KuboClient, KuboService
 from ipfs_accelerate_node.peers.book import PeerBook
@@ -94,7 +94,13 @@ class Exchange:
             self.store = await in_thread(ResultsStore, self._cache)
             stack.callback(self.store.close)
             self.publisher = ResultsPublisher(
-                self.store, self._kubo, self._key, own=self._own, publish=self._publish, consent=self._consent
+                self.store,
+                self._kubo,
+                self._key,
+                own=self._own,
+                publish=self._publish,
+                consent=self._consent,
+                may_tell=self._may_tell,
             )
             self.asking = Results(
                 self.store,
@@ -131,7 +137,7 @@ class Exchange:
         newest first, as many as fit into an answer. Blocks."""
         listing = self._shelf.listing(model, published=True)
         found = [self._ours(opened) for opened in reversed(listing.records)]
-        if model is not None:
+        if model is not None and self._may_tell(model):
             found += [_theirs(claim) for claim in self.store.of(model, now=int(time.time()))]
         kept, size = [], 0
         for told in found[:MAX_PARCELS]:
@@ -164,6 +170,16 @@ class Exchange:
         return await self.publisher.revoke(self._kubo.client)
 
     # --- private
+
+    def _may_tell(self, model: Cid) -> bool:
+        """Not of what is private here; of what is not here at all."""
+        try:
+            self._check(model)
+        except Conflict:
+            return False
+        except NotFound:
+            return True
+        return True
 
     def _queue(self, envelope: Cid) -> bool:
         """False for a record that nobody would take: of a busy machine, say."""

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -61,7 +61,8 @@ class Standing(msgspec.Struct, frozen=True):
 
 class ResultsPublisher:
     """own: this node's public records, newest first; blocks. publish: puts a record of ours on IPFS, or raises
-    (NotFound, Conflict: it never will be). consent: the user agreed beforehand to publish what is measured."""
+    (NotFound, Conflict: it never will be). consent: the user agreed beforehand to publish what is measured. may_tell:
+    whether others may know that this node has to do with a root; not with that of a private model."""
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class ResultsPublisher:
         own: Callable[[], Sequence[OwnRecord]],
         publish: Callable[[KuboClient, Cid], Awaitable[None]],
         consent: bool,
+        may_tell: Callable[[Cid], bool] = lambda root: True,
     ) -> None:
         self._store = store
         self._kubo = kubo
@@ -79,6 +81,7 @@ class ResultsPublisher:
         self._own = own
         self._publish = publish
         self._consent = consent
+        self._may_tell = may_tell
         self._changed = asyncio.Event()
         self._met: set[Cid] = set()
         self.reason: str | None = "nothing was published"
@@ -122,7 +125,9 @@ class ResultsPublisher:
         own = await in_thread(self._own)
         if not own and not self._consent:
             return "nothing was published"
-        seen = await in_thread(self._store.envelopes, MAX_ENTRIES)
+        models = await in_thread(self._tellable)
+        hidden = set(await in_thread(self._store.models)) - set(models)
+        seen = await in_thread(lambda: self._store.envelopes(MAX_ENTRIES, without=hidden))
         mine = [record.envelope_cid for record in own]
         content = hashlib.sha256(b"".join(map(bytes, (*mine, *seen)))).hexdigest()
         now = int(time.time())
@@ -132,7 +137,7 @@ class ResultsPublisher:
             made = RecordIndex(tuple(mine), tuple(seen), seq, now, now + LIFETIME_S, dial)
             sealed = await in_thread(seal_index, made, self._key)
             await self._announce(client, sealed, _standing(sealed, seq, content, now, len(mine) + len(seen)), standing)
-        await self._meet(client, [record.model for record in own])
+        await self._meet(client, dict.fromkeys((*(record.model for record in own), *models)))
         return None
 
     async def revoke(self, client: KuboClient) -> Standing:
@@ -199,10 +204,12 @@ class ResultsPublisher:
             await client.pin_rm(Cid.parse(old))
         return said
 
-    async def _meet(self, client: KuboClient, own: Sequence[Cid]) -> None:
+    def _tellable(self) -> list[Cid]:
+        return [model for model in self._store.models() if self._may_tell(model)]
+
+    async def _meet(self, client: KuboClient, models: Iterable[Cid]) -> None:
         """The rendezvous block of every model in the index: stored, pinned, announced; once for each run of Kubo, which
         announces what is pinned again by itself."""
-        models = dict.fromkeys((*own, *await in_thread(self._store.models)))
         for model in list(models)[:MAX_MEETINGS]:
             if model not in self._met:
                 await publish_blocks(client, [rendezvous("results", model)])

@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -137,15 +137,16 @@ class ResultsStore:
             asked = "SELECT 1 FROM claims WHERE envelope_cid = ?"
             return {cid for cid in envelopes if db.execute(asked, (bytes(cid),)).fetchone()}
 
-    def envelopes(self, limit: int) -> list[Cid]:
-        """Of all claims that stand, the newest first."""
+    def envelopes(self, limit: int, *, without: Collection[Cid] = ()) -> list[Cid]:
+        """Of all claims that stand, the newest first; without: none about these roots."""
+        hidden = {bytes(model) for model in without}
         with self._reading() as db:
             rows = db.execute(
-                "SELECT c.envelope_cid FROM claims c LEFT JOIN keys k ON k.key = c.key "
+                "SELECT c.envelope_cid, c.model FROM claims c LEFT JOIN keys k ON k.key = c.key "
                 "WHERE ifnull(k.revoked, 0) = 0 ORDER BY c.created DESC LIMIT ?",
                 (limit,),
             ).fetchall()
-        return [Cid.decode(row[0]) for row in rows]
+        return [Cid.decode(row[0]) for row in rows if row[1] not in hidden]
 
     def models(self) -> list[Cid]:
         """Every root that some claim is about."""
