@@ -132,7 +132,7 @@ class Body:
         if isinstance(self._content, bytes):
             yield self._content
         else:
-            file = await asyncio.to_thread(self._content.open, "rb", 0)
+            file = self._content.open("rb", 0)  # on the loop: a thread's would be lost by a cancel meanwhile
             try:
                 while chunk := await asyncio.to_thread(file.read, _READ_BYTES):
                     yield chunk

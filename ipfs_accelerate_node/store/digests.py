@@ -134,6 +134,9 @@ class Digests:
         with self._lock:
             running = self._passes.get(row.cid)
             if running is None:
+                now = self._index.file(row.cid)
+                if now is None or is_known(now.sha256):
+                    return  # another thread ended it since the row was read
                 running = self._passes[row.cid] = _Pass(self._index.leaves_of(row.id))
         with running.lock:
             if self._passes.get(row.cid) is not running:
@@ -145,8 +148,8 @@ class Digests:
                 self._models.quarantine(row.cid, str(exc))
                 return
             if running.done:
-                self._end(row.cid)
                 self.learned(row.cid, running.sha256.digest())
+                self._end(row.cid)
 
     def _step(self, running: _Pass, row: FileRow, limit_bytes: int) -> None:
         try:
