@@ -101,7 +101,7 @@ async def test_queued_until_kubo_is_there_and_then_in_the_index(here: Here, stac
     assert told.envelope_cid == made.envelope_cid
 
     other = ResultsStore(here.cache / "kubo")  # another node's, reading the same by its name
-    indexes = Indexes(other, client, NOW)
+    indexes = Indexes(other, client, int(time.time()))
     assert await indexes.envelopes(here.own.peer_id) == [made.envelope_cid]
     found, lost = await indexes.records([made.envelope_cid], until=asyncio.get_running_loop().time() + 20)
     assert lost == []
@@ -187,6 +187,6 @@ async def test_a_revoked_key_is_the_end_of_it(here: Here, stack: AsyncExitStack)
     other.take([claim(here.own, created=NOW)])
     assert len(other.of(MODEL)) == 1
     with pytest.raises(BadContent) as refused:
-        await Indexes(other, here.kubo.client, NOW).envelopes(here.own.peer_id)
+        await Indexes(other, here.kubo.client, int(time.time())).envelopes(here.own.peer_id)
     assert refused.value.code == "key_revoked"
     assert other.of(MODEL) == []

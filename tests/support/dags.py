@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ipfs_accelerate_node.content.cid import DAG_PB, RAW, Cid
 from ipfs_accelerate_node.content.dagpb import Link, encode, varint
@@ -99,7 +100,7 @@ def walk(
     *,
     pick: Callable[[list[Cid]], Cid] = lambda wanted: wanted[0],
     limit: int = 64,
-    **bounds: int,
+    **bounds: Any,
 ) -> Walked:
     """Give a walk from blocks what it wants, one at a time; pick: which of the wanted ones comes next."""
     walking = DagWalk(root, **bounds)
