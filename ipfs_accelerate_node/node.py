@@ -75,75 +75,88 @@ class Node:
             stack.callback(self.store.close)
             self.key = await asyncio.to_thread(NodeKey.load_or_create, self.config.cache / "node.key")
             self.kubo = await stack.enter_async_context(service_for(self.config, self.key.seed))
-            self.peers = await stack.enter_async_context(Peers(self.config, self.kubo, self.key))
-            self.exchange = await stack.enter_async_context(
-                Exchange(
-                    self.config.cache,
-                    self.kubo,
-                    self.key,
-                    configured=self.config.peers,
-                    reach=self.peers.reached if self.config.tunnels else None,
-                    consent=self.config.publish,
-                    check=self.check_public,
-                )
-            )
-            self.registry = await stack.enter_async_context(
-                Registry(
-                    cache=self.config.cache,
-                    load_timeout_s=self.config.load_timeout_s,
-                    threads=self.config.threads,
-                    keep_alive_s=math.inf if self.config.keep_alive_s is None else self.config.keep_alive_s,
-                    budget_bytes=self.config.memory_bytes,
-                    gone=lambda root: self.serving.release(root),
-                )
-            )
-            self._group = await stack.enter_async_context(asyncio.TaskGroup())
-            self.catalogue = Catalogue(self.store, self.registry)
-            self.serving = Serving(
-                self.store,
-                self.registry,
-                find=self._find_to_run,
-                group=self._group,
-                allow_mock=self.config.allow_mock,
-                bring=self._bring,
-            )
-            self.seeder = Seeder(self.store, self.kubo)
-            self._seeding = self._group.create_task(self.seeder.run(), name="seed")
-            idle_hashing = hash_when_idle(self.store, lambda: self.registry.working)
-            self._hashing = self._group.create_task(idle_hashing, name="hash files")
-            tunnels = self.config.tunnels
-            self._pins = Pins(
-                self.config,
-                self.store,
-                self.kubo,
-                self.seeder,
-                self._group,
-                discover=self.peers.providers if tunnels and self.kubo.state != "off" else None,
-                by_peer_id=self.peers.source if tunnels else None,
-            )
-            self._pins.origins.peers = self.exchange.book
-            shelf = await asyncio.to_thread(HubShelf, self.config.cache)
-            maps = MapShelf(self.config.cache, self.key)
-            claims = Claims(
-                self.exchange.book,
-                maps,
-                shelf,
-                reach=self.peers.reached if tunnels else None,
-                meet=self.peers.providers if tunnels and self.kubo.state != "off" else None,
-            )
-            self.maps = HubMaps(self.store, shelf, maps, claims, self._pins, self.kubo, own=self.key.peer_id)
-            shelf.rooted = self.maps.maker.note
-            self.hub = HubMirror(self.config, self.store, shelf, self._pins, self.seeder, self._group, claims)
-            self._pins.shelf = shelf
-            self.sharing = Sharing(self.store, shelf, self.seeder, announce=self.config.announce_pins)
-            self.links = await asyncio.to_thread(LinkWatch, self.store)
-            self.hydration = Hydration(self.store, shelf, self.links, self.catalogue.meant)
-            self.importing = Importing(self.store, shelf, self._pins.hub, self._landed)
-            self._watching = self._group.create_task(self.links.run(), name="watch links")
+            await self._meet_peers(stack)
+            await self._run_models(stack)
+            self._fetch_by_cid()
+            await self._speak_hub()
             self._exit = stack.pop_all()
         self.ready = True
         log.info("node.start cache=%s peer=%s version=%s", self.config.cache, self.key.peer_id, __version__)
         return self
+
+    async def _meet_peers(self, stack: AsyncExitStack) -> None:
+        self.peers = await stack.enter_async_context(Peers(self.config, self.kubo, self.key))
+        self.exchange = await stack.enter_async_context(
+            Exchange(
+                self.config.cache,
+                self.kubo,
+                self.key,
+                configured=self.config.peers,
+                reach=self.peers.reached if self.config.tunnels else None,
+                consent=self.config.publish,
+                check=self.check_public,
+            )
+        )
+
+    async def _run_models(self, stack: AsyncExitStack) -> None:
+        self.registry = await stack.enter_async_context(
+            Registry(
+                cache=self.config.cache,
+                load_timeout_s=self.config.load_timeout_s,
+                threads=self.config.threads,
+                keep_alive_s=math.inf if self.config.keep_alive_s is None else self.config.keep_alive_s,
+                budget_bytes=self.config.memory_bytes,
+                gone=lambda root: self.serving.release(root),
+            )
+        )
+        self._group = await stack.enter_async_context(asyncio.TaskGroup())
+        self.catalogue = Catalogue(self.store, self.registry)
+        self.serving = Serving(
+            self.store,
+            self.registry,
+            find=self._find_to_run,
+            group=self._group,
+            allow_mock=self.config.allow_mock,
+            bring=self._bring,
+        )
+
+    def _fetch_by_cid(self) -> None:
+        self.seeder = Seeder(self.store, self.kubo)
+        self._seeding = self._group.create_task(self.seeder.run(), name="seed")
+        idle_hashing = hash_when_idle(self.store, lambda: self.registry.working)
+        self._hashing = self._group.create_task(idle_hashing, name="hash files")
+        tunnels = self.config.tunnels
+        self._pins = Pins(
+            self.config,
+            self.store,
+            self.kubo,
+            self.seeder,
+            self._group,
+            discover=self.peers.providers if tunnels and self.kubo.state != "off" else None,
+            by_peer_id=self.peers.source if tunnels else None,
+        )
+        self._pins.origins.peers = self.exchange.book
+
+    async def _speak_hub(self) -> None:
+        """What is known of the Hub's commits, its protocol, and its clients' cache."""
+        shelf = await asyncio.to_thread(HubShelf, self.config.cache)
+        maps = MapShelf(self.config.cache, self.key)
+        claims = Claims(
+            self.exchange.book,
+            maps,
+            shelf,
+            reach=self.peers.reached if self.config.tunnels else None,
+            meet=self.peers.providers if self.config.tunnels and self.kubo.state != "off" else None,
+        )
+        self.maps = HubMaps(self.store, shelf, maps, claims, self._pins, self.kubo, own=self.key.peer_id)
+        shelf.rooted = self.maps.maker.note
+        self.hub = HubMirror(self.config, self.store, shelf, self._pins, self.seeder, self._group, claims)
+        self._pins.shelf = shelf
+        self.sharing = Sharing(self.store, shelf, self.seeder, announce=self.config.announce_pins)
+        self.links = await asyncio.to_thread(LinkWatch, self.store)
+        self.hydration = Hydration(self.store, shelf, self.links, self.catalogue.meant)
+        self.importing = Importing(self.store, shelf, self._pins.hub, self._landed)
+        self._watching = self._group.create_task(self.links.run(), name="watch links")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
