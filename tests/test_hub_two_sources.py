@@ -13,11 +13,13 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from ipfs_accelerate_node.fetch.hub_nearby import merged
 from ipfs_accelerate_node.fetch.hub_shelf import KeptCommit
 from ipfs_accelerate_node.fetch.jobs import PinJob
 from ipfs_accelerate_node.fetch.pins import Wish
 from ipfs_accelerate_node.sources.hub_answers import TreeEntry
 from ipfs_accelerate_node.sources.hub_names import HubRepo
+from ipfs_accelerate_node.store.types import SourceShare
 from tests.support.hub import FakeHub
 from tests.support.running import Running, running
 
@@ -166,3 +168,10 @@ async def test_nobody_has_the_rest(cache: Path, hub: FakeHub) -> None:
         hub.budget = None
         shares_now = shares(await pinned(node, "hf:org/big"))
         assert shares_now["hub"] < len(WEIGHTS) // 2
+
+
+def test_what_a_source_gave_twice_is_one_line() -> None:
+    once, more = SourceShare("hub", "hub", 10, 1, 0, 0.5), SourceShare("hub", "hub", 5, 2, 1, 0.25)
+    peer = SourceShare("a peer", "peer", 7, 1, 0, 1.0)
+    assert merged([once, peer], more) == (SourceShare("hub", "hub", 15, 3, 1, 0.75), peer)
+    assert merged([peer], more) == (peer, more)

@@ -11,10 +11,9 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 
-from ipfs_accelerate_node.content.build import PROFILE_NAME, BuiltTree, tree_dag
+from ipfs_accelerate_node.content.build import BuiltTree, tree_dag
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import (
     AuthRequired,
@@ -27,7 +26,7 @@ from ipfs_accelerate_node.errors import (
     UnsafeContent,
 )
 from ipfs_accelerate_node.fetch.hub_chain import Chain
-from ipfs_accelerate_node.fetch.hub_nearby import Nearby, merged, stamped
+from ipfs_accelerate_node.fetch.hub_nearby import Nearby, hub_provenance, merged, stamped
 from ipfs_accelerate_node.fetch.hub_receive import Receiver, reserved
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
@@ -39,7 +38,7 @@ from ipfs_accelerate_node.sources.hub_names import DEFAULT_REVISION, HubRepo
 from ipfs_accelerate_node.sources.hub_snapshot import Snapshot, Traffic
 from ipfs_accelerate_node.store import Store
 from ipfs_accelerate_node.store.single import in_profile
-from ipfs_accelerate_node.store.types import Provenance, SourceShare, StoredFile, StoredModel
+from ipfs_accelerate_node.store.types import SourceShare, StoredFile, StoredModel
 
 log = logging.getLogger(__name__)
 
@@ -303,15 +302,7 @@ class _Fetch:
             built.nodes,
             name=name,
             public=not snapshot.restricted,
-            provenance=Provenance(
-                kind="hf",
-                reference=f"hf:{snapshot.repo}@{snapshot.commit}",
-                at=datetime.now(UTC).isoformat(timespec="seconds"),
-                sources=(self._share(),),
-                profile=PROFILE_NAME,
-                hub_repo=snapshot.repo,
-                hub_commit=snapshot.commit,
-            ),
+            provenance=hub_provenance(snapshot.repo, snapshot.commit, self._share()),
         )
         return built, stamped(self._store, model, kept)
 

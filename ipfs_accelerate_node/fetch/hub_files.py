@@ -11,9 +11,8 @@ import glob
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 
-from ipfs_accelerate_node.content.build import PROFILE_NAME, tree_dag
+from ipfs_accelerate_node.content.build import tree_dag
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import (
     AuthRequired,
@@ -24,7 +23,7 @@ from ipfs_accelerate_node.errors import (
     SourceUnavailable,
     UnsafeContent,
 )
-from ipfs_accelerate_node.fetch.hub_nearby import Nearby, stamped
+from ipfs_accelerate_node.fetch.hub_nearby import Nearby, hub_provenance, stamped
 from ipfs_accelerate_node.fetch.hub_receive import Receiver, reserved
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.threads import in_thread
@@ -32,7 +31,7 @@ from ipfs_accelerate_node.sources.hub import HubSource
 from ipfs_accelerate_node.sources.hub_answers import TreeEntry
 from ipfs_accelerate_node.sources.hub_names import is_hidden
 from ipfs_accelerate_node.sources.hub_snapshot import Traffic
-from ipfs_accelerate_node.store import Provenance, Store, StoredFile, StoredModel
+from ipfs_accelerate_node.store import Store, StoredFile, StoredModel
 from ipfs_accelerate_node.store.single import empty, in_profile
 
 log = logging.getLogger(__name__)
@@ -162,14 +161,7 @@ class HubFiles:
                     built.nodes,
                     pinned=False,
                     public=not kept.restricted,
-                    provenance=Provenance(
-                        kind="hf",
-                        reference=f"hf:{kept.repo}@{kept.commit}",
-                        at=datetime.now(UTC).isoformat(timespec="seconds"),
-                        profile=PROFILE_NAME,
-                        hub_repo=kept.repo,
-                        hub_commit=kept.commit,
-                    ),
+                    provenance=hub_provenance(kept.repo, kept.commit),
                 )
         except NodeError as exc:
             log.warning("hub.not_assembled repo=%s commit=%s reason=%s", kept.repo, kept.commit, exc)

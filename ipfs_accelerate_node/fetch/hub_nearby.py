@@ -10,8 +10,10 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import ModelPlan
 from ipfs_accelerate_node.errors import IntegrityError, NoSource, NotFound
@@ -28,7 +30,7 @@ from ipfs_accelerate_node.sources.hub_names import HubRepo
 from ipfs_accelerate_node.sources.hub_snapshot import Snapshot
 from ipfs_accelerate_node.store import Store, StoredFile, StoredModel
 from ipfs_accelerate_node.store.disk import storing
-from ipfs_accelerate_node.store.types import SourceShare
+from ipfs_accelerate_node.store.types import Provenance, SourceShare
 
 if TYPE_CHECKING:  # which needs `oid_of`
     from ipfs_accelerate_node.fetch.hub_claims import Claims
@@ -151,6 +153,19 @@ def oid_of(store: Store, stored: StoredFile, like: HubFile) -> str:
     return digest.hexdigest()
 
 
+def hub_provenance(repo: str, commit: str, *shares: SourceShare) -> Provenance:
+    """Of a model that was made here, now, of a commit's files. repo: org/name. shares: what each source gave."""
+    return Provenance(
+        kind="hf",
+        reference=f"hf:{repo}@{commit}",
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        sources=shares,
+        profile=PROFILE_NAME,
+        hub_repo=repo,
+        hub_commit=commit,
+    )
+
+
 def stamped(store: Store, model: StoredModel, kept: KeptCommit) -> StoredModel:
     """A model that came by CID, as that commit's. Of a peer's claim only the repository is noted: that it is this very
     commit only the Hub can say."""
@@ -177,5 +192,6 @@ def merged(shares: Iterable[SourceShare], further: SourceShare) -> tuple[SourceS
         same.bytes + further.bytes,
         same.requests + further.requests,
         same.rejected + further.rejected,
+        same.seconds + further.seconds,
     )
     return tuple(found.values())

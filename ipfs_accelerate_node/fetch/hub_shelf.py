@@ -246,7 +246,7 @@ class HubShelf:
                 self._make_room()
             with _directory(folder) as fd:
                 write_file(name, data, dir_fd=fd)
-        except OSError as exc:  # a full disk is no reason to answer nobody: memory has it, for now
+        except OSError as exc:  # a full disk is no reason to answer nobody: memory has it until the next write
             log.warning("hub_shelf.not_written repo=%s reason=%s", repo, exc.strerror)
 
     def _make_room(self) -> None:

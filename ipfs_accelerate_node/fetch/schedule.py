@@ -48,7 +48,7 @@ class Standing:
     lacks: dict[Cid, SourceUnavailable] = field(default_factory=dict)
     failure: NodeError | None = None
     barred: bool = False  # never again
-    tired_since: int | None = None  # nothing for now; how much progress there was then
+    tired_since: int | None = None  # asked for nothing until others made progress since; how much there was then
     rest_until: float = 0.0
     stumbles: int = 0  # in a row, without a block in between
     lacks_in_a_row: int = 0

@@ -45,7 +45,7 @@ class Stage(Protocol[Job]):
         """Whether this source may have something soon that it has not got now."""
 
     def dismiss(self, standing: Standing) -> None:
-        """This source is out, at least for now: others need not leave anything to it."""
+        """This source is out, for good or until it may be asked again: others need not leave anything to it."""
 
     def silent(self, now: float) -> Mapping[Standing, float]:
         """Whose jobs bring nothing, and for how many seconds already."""

@@ -14,11 +14,10 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from ipfs_accelerate_node.content.build import PROFILE_NAME, tree_dag
+from ipfs_accelerate_node.content.build import tree_dag
 from ipfs_accelerate_node.content.names import check_tree
 from ipfs_accelerate_node.content.reference import DEFAULT_REVISION, HubRef, parse_reference
 from ipfs_accelerate_node.errors import (
@@ -32,11 +31,12 @@ from ipfs_accelerate_node.errors import (
 )
 from ipfs_accelerate_node.fetch.hf_cache.folder import Folder
 from ipfs_accelerate_node.fetch.hf_cache.found import Found, Unreadable, blob_name, look
+from ipfs_accelerate_node.fetch.hub_nearby import hub_provenance
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.sources.hub import HubSource
 from ipfs_accelerate_node.sources.hub_answers import HubFile
-from ipfs_accelerate_node.store import Provenance, Reservation, Store, StoredFile, StoredModel, disk
+from ipfs_accelerate_node.store import Reservation, Store, StoredFile, StoredModel, disk
 from ipfs_accelerate_node.store.copying import copy_in
 from ipfs_accelerate_node.store.single import in_profile
 from ipfs_accelerate_node.store.types import SourceShare
@@ -199,15 +199,7 @@ class Importing:
             built.plan,
             built.nodes,
             public=not kept.restricted,
-            provenance=Provenance(
-                kind="hf",
-                reference=f"hf:{kept.repo}@{kept.commit}",
-                at=datetime.now(UTC).isoformat(timespec="seconds"),
-                sources=(share,),
-                profile=PROFILE_NAME,
-                hub_repo=kept.repo,
-                hub_commit=kept.commit,
-            ),
+            provenance=hub_provenance(kept.repo, kept.commit, share),
         )
 
     def _note(self, item: Found, kept: KeptCommit, model: StoredModel) -> None:
