@@ -59,7 +59,7 @@ COMMANDS = {
     "audit": ("maps", "Recompute a map of a Hub commit: confirmed, or refused with what is wrong."),
     "publish": ("maps", "Put this node's map of a Hub commit on IPFS, for everybody and for good."),
     "results": ("results", "Ask other nodes how a model runs on their hardware."),
-    "peers": ("results", "List, add and remove the nodes that this one asks."),
+    "peers": ("peers", "List, add and remove the nodes that this one asks."),
     "report": ("report", "Run every model on every device and say what is REAL, how fast, and by what evidence."),
     "keys": ("keys", "Make, list and remove API keys."),
     "doctor": ("doctor", "Say what is there, what is missing and how to mend it."),
