@@ -98,7 +98,11 @@ class InferRequest(msgspec.Struct, frozen=True):
 
 
 async def infer(request: web.Request) -> web.Response:
-    body = await read_json(request, InferRequest, limit_bytes=INFER_LIMIT_BYTES)
+    return await inferred(request, await read_json(request, InferRequest, limit_bytes=INFER_LIMIT_BYTES))
+
+
+async def inferred(request: web.Request, body: InferRequest) -> web.Response:
+    """The reply to a body that was read, whoever sent it."""
     items = [item_of(value, index) for index, value in enumerate(body.items)]
     done = await node(request).serving.infer(
         body.ref,

@@ -40,7 +40,11 @@ _INLINE_VALUES = 1 << 16  # more numbers than this are encoded in a thread, row 
 
 
 async def embeddings(request: web.Request) -> web.Response:
-    body = await read_json(request, EmbeddingsRequest)
+    return await embedded(request, await read_json(request, EmbeddingsRequest))
+
+
+async def embedded(request: web.Request, body: EmbeddingsRequest) -> web.Response:
+    """The reply to a body that was read, whoever sent it."""
     inputs = embedding_inputs(body.input)
     if body.modality != "text":
         raise InvalidInput(f"the modality {body.modality} is not served by this model", param="modality")
