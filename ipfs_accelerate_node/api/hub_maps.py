@@ -45,7 +45,7 @@ async def make_map(request: web.Request) -> web.Response:
     """``POST /api/maps``: shows this node's map of a commit, or publishes it."""
     body = await read_json(request, MapRequest)
     ref = _hub(body.ref)
-    return json_reply(await node(request).maps.publish(HubRepo(ref.repo), ref.revision, publish=body.publish))
+    return json_reply(await node(request).maps.publish(HubRepo(ref.repo, ref.kind), ref.revision, publish=body.publish))
 
 
 async def audit(request: web.Request) -> web.Response:
@@ -57,7 +57,7 @@ async def audit(request: web.Request) -> web.Response:
         raise BadRequest(f"{shown(body.peer)} is neither a URL nor a PeerID", param="peer")
     envelope = None if body.map is None else Cid.parse(body.map).canonical
     asked = Asked(body.peer, envelope, body.answer, body.fetch)
-    return json_reply(await node(request).maps.audit(HubRepo(ref.repo), ref.revision, asked))
+    return json_reply(await node(request).maps.audit(HubRepo(ref.repo, ref.kind), ref.revision, asked))
 
 
 def _hub(ref: str) -> HubRef:

@@ -57,7 +57,7 @@ async def _model(here: Node, ref: str, *, ask: bool) -> Cid:
         if not ask or not isinstance(reference, HubRef):
             raise
         check_repo(reference.repo)
-        kept = await here.maps.claims.ask(HubRepo(reference.repo), reference.revision, search=True)
+        kept = await here.maps.claims.ask(HubRepo(reference.repo, reference.kind), reference.revision, search=True)
         if kept is None or kept.root is None:
             raise
         return Cid.parse(kept.root).canonical

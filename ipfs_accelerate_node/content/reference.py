@@ -1,7 +1,8 @@
 """What a user types to mean a model, parsed: a root by CID, a Hub repository, a stored name, or a mock.
 
 Only the documented forms: ``bafy…``, ``Qm…``, ``ipfs://CID[/path]``, ``/ipfs/CID[/path]``,
-``hf:[org/]name[@revision]``, ``org/name[@revision]``, ``name``, ``mock:TASK``.
+``hf:[org/]name[@revision]``, ``org/name[@revision]``, ``name``, ``mock:TASK``; a data set of the Hub is
+``hf:datasets/[org/]name[@revision]``, as in its own URLs.
 Nothing here is ever a path of this machine or an option.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import unquote
 
 from ipfs_accelerate_node.content.cid import Cid, shown
@@ -16,6 +18,7 @@ from ipfs_accelerate_node.content.names import check_name
 from ipfs_accelerate_node.errors import BadRequest, InvalidCid
 
 DEFAULT_REVISION = "main"
+DATASETS = "datasets/"  # before a data set's name, which no account of the Hub can be called
 MAX_REFERENCE = 4096
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?"
@@ -46,9 +49,15 @@ class HubRef:
 
     repo: str
     revision: str = DEFAULT_REVISION
+    kind: Literal["model", "dataset"] = "model"
+
+    @property
+    def named(self) -> str:
+        """The repository as URLs of the Hub have it: a data set's with ``datasets/`` before it."""
+        return f"{DATASETS}{self.repo}" if self.kind == "dataset" else self.repo
 
     def __str__(self) -> str:
-        return f"hf:{self.repo}" + ("" if self.revision == DEFAULT_REVISION else f"@{self.revision}")
+        return f"hf:{self.named}" + ("" if self.revision == DEFAULT_REVISION else f"@{self.revision}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +170,16 @@ def _root_uri(text: str) -> RootRef:
 
 
 def _hub(text: str, rest: str) -> HubRef:
-    repo, at, revision = rest.partition("@")
+    named, at, revision = rest.removeprefix("//").partition("@")
+    repo = named.removeprefix(DATASETS)
+    kind: Literal["model", "dataset"] = "model" if repo == named else "dataset"
     if not _NAME.fullmatch(repo) or ".." in repo or "--" in repo:
         raise _invalid(text)
     if not at:
-        return HubRef(repo)
+        return HubRef(repo, kind=kind)
     if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision:
         raise BadRequest(f"{shown(text)}: {shown(revision)} is not a revision", code="invalid_reference")
-    return HubRef(repo, revision)
+    return HubRef(repo, revision, kind)
 
 
 def _mock(text: str) -> MockRef:
@@ -181,6 +192,6 @@ def _mock(text: str) -> MockRef:
 def _invalid(text: str) -> BadRequest:
     return BadRequest(
         f"{shown(text)} is no reference: give a CID, ipfs://CID/path, hf:org/name[@revision], "
-        "a stored name, or mock:TASK",
+        "hf:datasets/org/name[@revision], a stored name, or mock:TASK",
         code="invalid_reference",
     )

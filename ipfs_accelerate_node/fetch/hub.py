@@ -67,7 +67,7 @@ async def fetch_hub(
     with the chain of what was tried in their detail. Cancelling it keeps what is there for the next try.
     """
     progress(Progress(None, 0, "walking", hub.name))
-    fetch = _Fetch(store, hub, HubRepo(repo), progress, shelf, receiver or Receiver(store), nearby)
+    fetch = _Fetch(store, hub, HubRepo.named(repo), progress, shelf, receiver or Receiver(store), nearby)
     try:
         fetched = await fetch.run(revision or DEFAULT_REVISION, name)
     except NodeError as exc:
@@ -81,7 +81,7 @@ def stored_commit(store: Store, snapshot: Snapshot, root: str | None = None) -> 
         return known
     for model in store.models():
         provenance = model.provenance
-        if (provenance.hub_repo, provenance.hub_commit) == (snapshot.repo, snapshot.commit):
+        if (provenance.hub_repo, provenance.hub_commit) == (str(snapshot.of_repo), snapshot.commit):
             return model
     return None
 
@@ -302,7 +302,7 @@ class _Fetch:
             built.nodes,
             name=name,
             public=not snapshot.restricted,
-            provenance=hub_provenance(snapshot.repo, snapshot.commit, self._share()),
+            provenance=hub_provenance(str(snapshot.of_repo), snapshot.commit, self._share()),
         )
         return built, stamped(self._store, model, kept)
 

@@ -161,7 +161,7 @@ class HubFiles:
                     built.nodes,
                     pinned=False,
                     public=not kept.restricted,
-                    provenance=hub_provenance(kept.repo, kept.commit),
+                    provenance=hub_provenance(str(kept.of_repo), kept.commit),
                 )
         except NodeError as exc:
             log.warning("hub.not_assembled repo=%s commit=%s reason=%s", kept.repo, kept.commit, exc)
@@ -173,8 +173,8 @@ class HubFiles:
         return model
 
     def _all(self, kept: KeptCommit) -> dict[str, StoredFile]:
-        """Every file of the commit's root by path; none while one is lacking, of a claim, or of a data set."""
-        if kept.claimed or kept.kind != "model":
+        """Every file of the commit's root by path; none while one is lacking, or of a claim."""
+        if kept.claimed:
             return {}
         shown = {file.path: file for file in kept.shown()}
         key = (kept.repo, kept.commit)

@@ -59,8 +59,8 @@ class MapMaker:
     def _is_shared(self, kept: KeptCommit) -> bool:
         """Whether its user said that strangers may have it."""
         came = [model.provenance for model in self._store.models() if model.public]
-        same = [p for p in came if (p.hub_repo, p.hub_commit) == (kept.repo, kept.commit)]
-        return kept.kind == "model" and any(provenance.shared_at is not None for provenance in same)
+        same = [p for p in came if (p.hub_repo, p.hub_commit) == (str(kept.of_repo), kept.commit)]
+        return any(provenance.shared_at is not None for provenance in same)
 
     def note(self, kept: KeptCommit) -> None:
         """All of a commit may be here now: its map is made. A failure is no failure of the fetch."""

@@ -97,7 +97,7 @@ class Nearby:
             fetched = await self._fetcher.fetch(
                 root,
                 [*sources, *helper],
-                reference=f"hf:{snapshot.repo}@{snapshot.commit}",
+                reference=f"hf:{snapshot.of_repo}@{snapshot.commit}",
                 pinned=False,
                 progress=progress,
                 only=only,
@@ -107,9 +107,7 @@ class Nearby:
         if wrong is not None:
             log.warning("hub.false_map source=%s repo=%s path=%s", claim.source, snapshot.repo, wrong.path)
             reason = "its oid is another"
-            await self._claims.refuted(
-                HubRepo(snapshot.repo, snapshot.kind), snapshot.commit, wrong.path, reason, root=root
-            )
+            await self._claims.refuted(snapshot.of_repo, snapshot.commit, wrong.path, reason, root=root)
             if before is None:
                 await in_thread(self._store.remove, root, force=True)
             raise IntegrityError(expected=wrong.oid, actual=f"another {wrong.path!a} under {root}", origin=claim.source)
@@ -154,7 +152,8 @@ def oid_of(store: Store, stored: StoredFile, like: HubFile) -> str:
 
 
 def hub_provenance(repo: str, commit: str, *shares: SourceShare) -> Provenance:
-    """Of a model that was made here, now, of a commit's files. repo: org/name. shares: what each source gave."""
+    """Of a model that was made here, now, of a commit's files. repo: as `HubRepo` is written. shares: what each
+    source gave."""
     return Provenance(
         kind="hf",
         reference=f"hf:{repo}@{commit}",
@@ -170,13 +169,13 @@ def stamped(store: Store, model: StoredModel, kept: KeptCommit) -> StoredModel:
     """A model that came by CID, as that commit's. Of a peer's claim only the repository is noted: that it is this very
     commit only the Hub can say."""
     commit = None if kept.claimed else kept.commit
-    known = model.provenance
-    if kept.kind != "model" or known.hub_commit is not None or (known.hub_repo, commit) == (kept.repo, None):
+    known, repo = model.provenance, str(kept.of_repo)
+    if known.hub_commit is not None or (known.hub_repo, commit) == (repo, None):
         return model
     by = f" as {kept.source} claims" if kept.claimed else ""
-    reference = f"hf:{kept.repo}@{kept.commit}{by}" if known.kind == "cid" else known.reference
+    reference = f"hf:{repo}@{kept.commit}{by}" if known.kind == "cid" else known.reference
     kind = "hf" if known.kind == "cid" else known.kind
-    changed = replace(known, kind=kind, reference=reference, hub_repo=kept.repo, hub_commit=commit)
+    changed = replace(known, kind=kind, reference=reference, hub_repo=repo, hub_commit=commit)
     return store.set_provenance(model.root, changed)
 
 

@@ -233,13 +233,13 @@ class Pins:
                         only=wish.only or None,
                         discover=discover,
                     )
-            case HubRef(repo=repo, revision=revision):
+            case HubRef(revision=revision):
                 refuse_parts_of_hub(wish.only)
                 async with self.hub() as hub:
                     return await fetch_hub(
                         self._store,
                         hub,
-                        repo,
+                        reference.named,
                         revision,
                         name=wish.name,
                         progress=progress,

@@ -101,7 +101,7 @@ class Sharing:
         repo, commit = model.provenance.hub_repo, model.provenance.hub_commit
         if repo is None or commit is None:
             return False, None
-        kept = self._shelf.commit(HubRepo(repo), commit)
+        kept = self._shelf.commit(HubRepo.named(repo), commit)
         if kept is None:
             return True, None
         tags = kept.said.get("tags")

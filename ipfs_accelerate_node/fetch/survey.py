@@ -195,7 +195,7 @@ class Surveyor:
 
     async def _of_hub(self, text: str, reference: HubRef) -> Survey:
         async with self._hub() as hub:
-            snapshot = await hub.snapshot(reference.repo, reference.revision)
+            snapshot = await hub.snapshot(reference.named, reference.revision)
             known = await in_thread(stored_commit, self._store, snapshot)
             if known is not None:
                 about = _About(text, known.root, (), True, snapshot.commit)

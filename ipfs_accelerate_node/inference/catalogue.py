@@ -70,7 +70,7 @@ class Catalogue:
                     return self._store.model(self._store.resolve(cid, path) if path else cid.canonical)
                 except NotFound:
                     return None
-            case HubRef(repo=repo, revision=revision):
+            case HubRef(named=repo, revision=revision):
                 of_repo = [m for m in self._store.models() if _is_of_hub(m.provenance, repo, revision)]
                 return max(of_repo, key=lambda m: m.provenance.at, default=None)
             case _:

@@ -120,7 +120,7 @@ class HubSource:
         Raises BadRequest(invalid_reference), UnsafeContent for a tree with a name that no disk should have, NotFound,
         AuthRequired, SourceUnavailable.
         """
-        asked = HubRepo(repo)
+        asked = HubRepo.named(repo)
         return Snapshot.of(asked, await self.commit(asked, DEFAULT_REVISION if revision is None else revision))
 
     async def commit(self, repo: HubRepo, revision: str) -> Commit:
@@ -260,8 +260,7 @@ class HubSource:
         raise bad_source(self.name, f"redirects more than {MAX_HOPS} times", code="redirect_refused")
 
     def _file_url(self, snapshot: Snapshot, file: HubFile) -> URL:
-        repo = HubRepo(snapshot.repo, snapshot.kind)
-        return self._upstream.url(f"{repo.path}/resolve/{snapshot.commit}/{quote(file.path, safe='/')}")
+        return self._upstream.url(f"{snapshot.of_repo.path}/resolve/{snapshot.commit}/{quote(file.path, safe='/')}")
 
     def _headers(self, url: URL) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "User-Agent": "ipfs-accelerate-node"}
@@ -274,7 +273,9 @@ class HubSource:
     def _check_first(self, response: aiohttp.ClientResponse, snapshot: Snapshot, file: HubFile) -> None:
         """The Hub's own answer says which commit and which oid it is about to deliver, or it is no Hub's."""
         if response.status >= 400 and response.status != 416:
-            raise refusal(self.name, snapshot.repo, response.status, response.headers, token=self._token is not None)
+            raise refusal(
+                self.name, str(snapshot.of_repo), response.status, response.headers, token=self._token is not None
+            )
         if response.status == 416:
             return
         if response.headers.get("X-Repo-Commit") != snapshot.commit:
@@ -288,12 +289,16 @@ class HubSource:
 
     def _check_delivers(self, response: aiohttp.ClientResponse, snapshot: Snapshot) -> None:
         if response.status not in (200, 206, 416):
-            raise refusal(self.name, snapshot.repo, response.status, response.headers, token=self._token is not None)
+            raise refusal(
+                self.name, str(snapshot.of_repo), response.status, response.headers, token=self._token is not None
+            )
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise bad_source(self.name, "compresses what was asked for as it is")
 
     def _refusal(self, response: aiohttp.ClientResponse, snapshot: Snapshot) -> NodeError:
-        return refusal(self.name, snapshot.repo, response.status, response.headers, token=self._token is not None)
+        return refusal(
+            self.name, str(snapshot.of_repo), response.status, response.headers, token=self._token is not None
+        )
 
     def _redirected(self, url: URL, response: aiohttp.ClientResponse, snapshot: Snapshot) -> URL:
         location = response.headers.get("Location")

@@ -61,14 +61,14 @@ def read_about(asker: Asker, repo: HubRepo, revision: str) -> About:
 
     Raises NotFound, AuthRequired or SourceUnavailable (rate_limited, stalled, bad_source, too_many_files, …).
     """
-    with _asking(asker, repo.id) as api:
+    with _asking(asker, str(repo)) as api:
         return _about(api, repo, revision, str(asker.upstream))
 
 
 def read_tree(asker: Asker, repo: HubRepo, commit: str) -> tuple[TreeEntry, ...]:
     """The whole tree of a commit, folders too. Raises as `read_about`."""
     name = str(asker.upstream)
-    with _asking(asker, repo.id) as api:
+    with _asking(asker, str(repo)) as api:
         entries: list[TreeEntry] = []
         listed = api.list_repo_tree(repo.id, recursive=True, revision=commit, repo_type=repo.kind)
         for seen, entry in enumerate(listed):
@@ -80,7 +80,7 @@ def read_tree(asker: Asker, repo: HubRepo, commit: str) -> tuple[TreeEntry, ...]
 
 def read_refs(asker: Asker, repo: HubRepo) -> dict[str, str]:
     """Full name (``refs/heads/main``) to commit. Raises as `read_about`."""
-    with _asking(asker, repo.id) as api:
+    with _asking(asker, str(repo)) as api:
         refs = api.list_repo_refs(repo.id, repo_type=repo.kind)
         found = {ref.ref: ref.target_commit for ref in [*refs.branches, *refs.converts, *refs.tags]}
         if not all(isinstance(name, str) and _HEX40.fullmatch(commit) for name, commit in found.items()):

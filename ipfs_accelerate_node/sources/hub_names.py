@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
+from ipfs_accelerate_node.content.reference import DATASETS
 from ipfs_accelerate_node.errors import BadRequest
 
 DEFAULT_REVISION = "main"
@@ -22,6 +23,12 @@ class HubRepo:
     id: str
     kind: Kind = "model"
 
+    @classmethod
+    def named(cls, text: str) -> Self:
+        """Of what `str` gives."""
+        repo = text.removeprefix(DATASETS)
+        return cls(repo, "model" if repo == text else "dataset")
+
     @property
     def path(self) -> str:
         """Where its files begin on the Hub."""
@@ -32,7 +39,7 @@ class HubRepo:
         return f"/api/{self.kind}s/{self.id}"
 
     def __str__(self) -> str:
-        return self.id if self.kind == "model" else f"datasets/{self.id}"
+        return self.id if self.kind == "model" else f"{DATASETS}{self.id}"
 
 
 def check_repo(repo: str) -> None:

@@ -34,6 +34,10 @@ class Snapshot:
         return cls(repo.id, answer.about.sha, answer.about.restricted, files, repo.kind, answer)
 
     @property
+    def of_repo(self) -> HubRepo:
+        return HubRepo(self.repo, self.kind)
+
+    @property
     def size_bytes(self) -> int:
         return sum(file.size for file in self.files)
 

@@ -112,13 +112,13 @@ class Hydration:
         reference = parse_reference(ref)
         model = self._meant(reference, ref)
         if isinstance(reference, HubRef) and self._store.named(ref) is None:
-            return self._of_hub(HubRepo(reference.repo), checked_revision(reference.revision), model)
+            return self._of_hub(HubRepo(reference.repo, reference.kind), checked_revision(reference.revision), model)
         if model is None:
             raise NotFound(f"{ref} is not in the store", code="model_not_found")
         repo, commit = model.provenance.hub_repo, model.provenance.hub_commit
         if repo is None or commit is None:
             return self._plain(model)
-        return self._of_hub(HubRepo(repo), commit, model)
+        return self._of_hub(HubRepo.named(repo), commit, model)
 
     # private
 
@@ -218,7 +218,7 @@ def write(content: Content, cache_dir: Path, ways: Sequence[Way] = WAYS) -> Hydr
             refs, kept = _write_refs(home, content)
     shares = {way: [file for file in files if file.how == way] for way in (*WAYS, "here")}
     return Hydrated(
-        content.repo.id,
+        str(content.repo),
         content.commit,
         content.root,
         cache_dir / name / layout.SNAPSHOTS / content.commit,

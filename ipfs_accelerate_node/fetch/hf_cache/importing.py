@@ -44,7 +44,7 @@ from ipfs_accelerate_node.store.types import SourceShare
 log = logging.getLogger(__name__)
 
 SOURCE = "huggingface cache"
-Outcome = Literal["stored", "here", "incomplete", "refused", "skipped"]
+Outcome = Literal["stored", "here", "incomplete", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +109,6 @@ class Importing:
         if isinstance(item, Unreadable):
             return Imported(item.folder, "", "refused", refused=(Refusal("", item.code, item.reason),))
         done = Imported(str(item.repo), item.commit, "incomplete")
-        if item.repo.kind != "model":
-            return replace(done, outcome="skipped", refused=(Refusal("", "dataset", "it is a data set, no model"),))
         kept = await self._known(item, asker)
         if kept is None:
             reason = "which files the commit has is not known: the cache does not say, and the Hub cannot be asked"
@@ -199,7 +197,7 @@ class Importing:
             built.plan,
             built.nodes,
             public=not kept.restricted,
-            provenance=hub_provenance(kept.repo, kept.commit, share),
+            provenance=hub_provenance(str(kept.of_repo), kept.commit, share),
         )
 
     def _note(self, item: Found, kept: KeptCommit, model: StoredModel) -> None:
@@ -253,6 +251,6 @@ def _wanted(ref: str | None) -> HubRef | None:
 def _is_wanted(item: Found | Unreadable, wanted: HubRef | None) -> bool:
     if wanted is None or isinstance(item, Unreadable):
         return wanted is None
-    if item.repo.kind != "model" or item.repo.id != wanted.repo:
+    if str(item.repo) != wanted.named:
         return False
     return wanted.revision in (DEFAULT_REVISION, item.commit, *item.refs)
