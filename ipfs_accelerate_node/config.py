@@ -33,6 +33,8 @@ class Config:
     gateways: tuple[str, ...] = ()  # trustless gateways by URL
     peers: tuple[str, ...] = ()  # other nodes by URL, or by PeerID (through a tunnel)
     tunnels: bool = True  # meet other nodes over libp2p: our peers' listener by `ipfs p2p`, theirs by PeerID
+    serve_peers: bool = False  # peers whose key is allowed may run public models here, by signed requests
+    allow_peers: tuple[str, ...] = ()  # PeerIDs of those keys, beside those of `peers allow`
     allow_hosts: tuple[str, ...] = ()  # further Host header values that are ours (name or name:port)
     share: bool = False  # non-loopback bind: /ipfs and peers' routes are open without a key
     paranoid: bool = False  # hash every leaf again before it leaves by /ipfs
@@ -59,6 +61,7 @@ SINGULAR = {
     "gateway": "gateways",
     "peer": "peers",
     "allow_host": "allow_hosts",
+    "allow_peer": "allow_peers",
     "quota": "quota_bytes",
     "share_rate": "share_rate_bytes",
     "memory": "memory_bytes",

@@ -189,6 +189,14 @@ def _peers(given: Given, value: object) -> object:
     )
 
 
+def _keys(given: Given, value: object) -> object:
+    """PeerIDs of Ed25519 keys, which hold the key itself."""
+    found = [peer_id(text) or "" for text in (value if isinstance(value, tuple) else ())]
+    if not all(key.startswith("12D3Koo") for key in found):
+        raise given.refused("wants PeerIDs of nodes' keys, like 12D3KooW…")
+    return tuple(dict.fromkeys(found))
+
+
 def _upstream(given: Given, value: object) -> object:
     origin = _origin(given, str(value))
     if not origin.startswith("https://") and not is_loopback(urlsplit(origin).hostname or ""):
@@ -215,6 +223,7 @@ CHECKS: dict[str, Callable[[Given, object], object]] = {
     "kubo_auth": _kubo_auth,
     "gateways": _origins,
     "peers": _peers,
+    "allow_peers": _keys,
     "share_rate_bytes": _within(1_000_000, 1 << 62),
     "share_connections": _within(1, 4096),
     "quota_bytes": _within(1 << 20, 1 << 62),

@@ -92,6 +92,7 @@ class Node:
                 self.kubo,
                 self.key,
                 configured=self.config.peers,
+                allowed=self.config.allow_peers,
                 reach=self.peers.reached if self.config.tunnels else None,
                 consent=self.config.publish,
                 check=self.check_public,

@@ -62,7 +62,7 @@ class Found:
 
 
 class Exchange:
-    """Async context manager, within that of kubo. configured: peers of the configuration. reach: URL of a node by its
+    """Async context manager, within that of kubo. configured: peers of the configuration, allowed: keys of it. reach: URL of a node by its
     PeerID while inside; None without tunnels. consent: the user agreed to publish whatever is measured. check: raises
     NotFound or Conflict where a model is not to be spoken of; it may have become private while its record waited."""
 
@@ -73,6 +73,7 @@ class Exchange:
         key: NodeKey,
         *,
         configured: Sequence[str] = (),
+        allowed: Sequence[str] = (),
         reach: Reach | None = None,
         consent: bool = False,
         patience: Patience | None = None,
@@ -86,7 +87,7 @@ class Exchange:
         self._consent = consent
         self._patience = patience
         self._check = check
-        self.book = PeerBook(cache, configured, own=key.peer_id, tunnels=reach is not None)
+        self.book = PeerBook(cache, configured, own=key.peer_id, tunnels=reach is not None, allowed=allowed)
         self._exit = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

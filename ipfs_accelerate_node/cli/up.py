@@ -45,10 +45,12 @@ _LISTS = {
     "peer": ("URL|PEERID", "Another node to fetch from; may be repeated."),
     "bootstrap": ("MULTIADDR", "First peers of the managed Kubo, instead of the public network's; none: nobody."),
     "allow_host": ("NAME", "A further Host header that means this node; may be repeated."),
+    "allow_peer": ("PEERID", "With --serve-peers: a key that may run models here; may be repeated."),
 }
 _SWITCHES = {
     "announce_pins": "Announce what was pinned by CID (on).",
     "tunnels": "Meet other nodes over libp2p, through Kubo (on).",
+    "serve_peers": "Let peers whose key is allowed run public models here (off).",
     "share": "Let anybody read public content when not on loopback (off).",
     "paranoid": "Hash every leaf again before it leaves (off).",
     "publish": "Standing consent to publish benchmark records (off).",
@@ -61,6 +63,7 @@ _PLURAL = {
     "gateway": "gateways",
     "peer": "peers",
     "allow_host": "allow_hosts",
+    "allow_peer": "allow_peers",
     "quota": "quota_bytes",
     "share_rate": "share_rate_bytes",
     "memory": "memory_bytes",

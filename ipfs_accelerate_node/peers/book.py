@@ -1,4 +1,5 @@
-"""Whom the user named: peers of the configuration, those added while it runs, and the keys that are trusted.
+"""Whom the user named: peers of the configuration, those added while it runs, the keys that are trusted, and those that
+may run models here.
 
 What was added lies in ``<cache>/peers.json``, written whole or not at all; the configuration's own are never in it.
 """
@@ -15,7 +16,8 @@ import msgspec
 
 from ipfs_accelerate_node.config_values import peer_id
 from ipfs_accelerate_node.content.cid import shown
-from ipfs_accelerate_node.errors import BadRequest, InvalidConfig, NotFound, QuotaExceeded
+from ipfs_accelerate_node.errors import BadContent, BadRequest, InvalidConfig, NotFound, QuotaExceeded
+from ipfs_accelerate_node.records.request import public_key
 from ipfs_accelerate_node.sources.guard import Origin
 from ipfs_accelerate_node.store import disk
 
@@ -27,18 +29,23 @@ _MAX_BYTES = 256 << 10
 
 
 class _Page(msgspec.Struct, forbid_unknown_fields=True):
-    """peers: origins and PeerIDs. trusted: PeerIDs whose results rank first."""
+    """peers: origins and PeerIDs. trusted: PeerIDs whose results rank first. allowed: PeerIDs of keys."""
 
     peers: list[str] = []
     trusted: list[str] = []
+    allowed: list[str] = []
 
 
 class PeerBook:
-    """Adding and removing block. configured: of the configuration, in its order. tunnels: a PeerID can be reached."""
+    """Adding and removing block. configured, allowed: of the configuration, in its order. tunnels: a PeerID can be
+    reached."""
 
-    def __init__(self, cache: Path, configured: Sequence[str], *, own: str, tunnels: bool) -> None:
+    def __init__(
+        self, cache: Path, configured: Sequence[str], *, own: str, tunnels: bool, allowed: Sequence[str] = ()
+    ) -> None:
         self._cache = cache
         self._configured = tuple(configured)
+        self._always_allowed = frozenset(allowed)
         self._own = own
         self._tunnels = tunnels
         self._lock = threading.Lock()
@@ -71,7 +78,7 @@ class PeerBook:
         if trust and peer_id(spelled) is None:
             raise BadRequest("a key is trusted, and a URL is none: name its PeerID", code="bad_peer", param="trust")
         with self._lock:
-            page = _Page([*self._page.peers], [*self._page.trusted])
+            page = _copy(self._page)
             if spelled not in page.peers:
                 page.peers.append(spelled)
             if trust and spelled not in page.trusted:
@@ -89,13 +96,42 @@ class PeerBook:
                 if spelled in self._configured:
                     raise BadRequest(f"{spelled} is in the configuration: remove it there", code="configured_peer")
                 raise NotFound(f"{spelled} was not added", code="no_such_peer")
-            self._write(
-                _Page(
-                    [peer for peer in self._page.peers if peer != spelled],
-                    [peer for peer in self._page.trusted if peer != spelled],
-                )
-            )
+            page = _copy(self._page)
+            page.peers = [peer for peer in page.peers if peer != spelled]
+            page.trusted = [peer for peer in page.trusted if peer != spelled]
+            self._write(page)
         return spelled
+
+    @property
+    def allowed(self) -> frozenset[str]:
+        """PeerIDs of the keys that may run models here, where the user opened that at all."""
+        return self._always_allowed | frozenset(self._page.allowed)
+
+    def allow(self, text: str) -> str:
+        """The PeerID, as it is kept. Raises BadRequest for what is not the PeerID of an Ed25519 key, QuotaExceeded,
+        StorageError."""
+        key = _key(text)
+        with self._lock:
+            page = _copy(self._page)
+            if key not in page.allowed:
+                page.allowed.append(key)
+            if len(page.allowed) > MAX_PEERS:
+                raise QuotaExceeded(f"{MAX_PEERS} keys are enough", code="quota_exceeded")
+            self._write(page)
+        return key
+
+    def deny(self, text: str) -> str:
+        """Raises NotFound, BadRequest for one of the configuration, StorageError."""
+        key = _key(text)
+        with self._lock:
+            if key not in self._page.allowed:
+                if key in self._always_allowed:
+                    raise BadRequest(f"{key} is in the configuration: remove it there", code="configured_peer")
+                raise NotFound(f"{key} was not allowed", code="no_such_peer")
+            page = _copy(self._page)
+            page.allowed.remove(key)
+            self._write(page)
+        return key
 
     def _spelled(self, text: str, *, anybody: bool = False) -> str:
         if (where := peer_id(text)) is not None:
@@ -121,7 +157,9 @@ class PeerBook:
                     os.close(directory)
             page = msgspec.json.decode(data, type=_Page)
             return _Page(
-                [self._spelled(peer, anybody=True) for peer in page.peers[:MAX_PEERS]], page.trusted[:MAX_PEERS]
+                [self._spelled(peer, anybody=True) for peer in page.peers[:MAX_PEERS]],
+                page.trusted[:MAX_PEERS],
+                [_key(key) for key in page.allowed[:MAX_PEERS]],
             )
         except (msgspec.MsgspecError, UnicodeDecodeError, BadRequest) as exc:
             log.warning("peers.unreadable file=%s reason=%s: left as it is, nobody was added", FILE, exc)
@@ -135,3 +173,19 @@ class PeerBook:
             finally:
                 os.close(directory)
         self._page = page
+
+
+def _copy(page: _Page) -> _Page:
+    return _Page([*page.peers], [*page.trusted], [*page.allowed])
+
+
+def _key(text: str) -> str:
+    """Raises BadRequest(bad_peer)."""
+    key = peer_id(text) or text
+    try:
+        public_key(key)
+    except BadContent as exc:
+        raise BadRequest(
+            f"{shown(text)} is not the PeerID of a node's key (12D3Koo…)", code="bad_peer", param="peer"
+        ) from exc
+    return key

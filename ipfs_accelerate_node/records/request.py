@@ -11,7 +11,8 @@ line feed (none can hold one), nothing after the last:
 6. PeerID of the node that is asked
 
 Sent as ``X-Node-Key`` (PeerID of the asker: an Ed25519 one holds the key itself), ``X-Node-Time``, ``X-Node-Nonce`` and
-``X-Node-Signature`` (base64 of 64 bytes, padded).
+``X-Node-Signature`` (base64 of 64 bytes, padded). A body is named before it is sent, by ``Content-Digest`` (RFC 9530,
+``sha-256=:BASE64:``), so that nobody has to read one to find out that its sender is a stranger.
 
 The proof: prefix ``ipfs-accel-peer-v1:``, then the PeerID that was dialled and the challenge (32 lower-case hex
 digits), joined likewise. It binds the node key to the address of the connection, so that who stands in between cannot
@@ -38,6 +39,7 @@ from ipfs_accelerate_node.records.key import PUBLIC_BYTES, SIGNATURE_BYTES, Node
 PROOF_PREFIX = b"ipfs-accel-peer-v1:"
 KEY, TIME, NONCE, SIGNATURE = "X-Node-Key", "X-Node-Time", "X-Node-Nonce", "X-Node-Signature"
 HEADERS = (KEY, TIME, NONCE, SIGNATURE)
+DIGEST = "Content-Digest"
 
 MAX_NONCES = 65_536  # of all askers; about 16 MiB
 MAX_NONCES_PER_KEY = 4096  # within the window: 6 requests a second
@@ -47,22 +49,39 @@ _TIME = re.compile(r"0|[1-9][0-9]{0,11}")
 _METHOD = re.compile(r"[A-Z]{1,16}")
 _TARGET = re.compile(r"/[\x21-\x7e]*")
 _PEER_ID = re.compile(r"12D3Koo[1-9A-HJ-NP-Za-km-z]{45}")
+_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The request itself. target: path and query as they stand in the request line."""
+    """The request itself. target: path and query as they stand in the request line. body_sha256: of a body that is not
+    here yet, in hex."""
 
     method: str
     target: str
     body: bytes = b""
+    body_sha256: str | None = None
 
     def signed(self, *, time_s: int, nonce: str, to: str) -> bytes:
         """The bytes under the signature. Raises Unauthorized(bad_signature) for what has no unambiguous form."""
         if not _METHOD.fullmatch(self.method) or not _TARGET.fullmatch(self.target):
             raise _refused("this method or request target cannot be signed", "bad_signature")
-        parts = (self.method, self.target, hashlib.sha256(self.body).hexdigest(), str(time_s), nonce, to)
+        digest = self.body_sha256 or hashlib.sha256(self.body).hexdigest()
+        parts = (self.method, self.target, digest, str(time_s), nonce, to)
         return REQUEST_PREFIX + "\n".join(parts).encode("ascii")
+
+
+def content_digest(body: bytes) -> str:
+    """As `DIGEST` has it."""
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
+
+
+def digest_hex(text: str) -> str:
+    """The sha256 that such a header names, in hex. Raises Unauthorized(signature_incomplete)."""
+    found = _DIGEST.fullmatch(text.strip())
+    if found is None:
+        raise _refused(f"a signed body is named first: {DIGEST}: sha-256=:BASE64:", "signature_incomplete")
+    return base64.b64decode(found[1]).hex()
 
 
 def fresh_nonce() -> str:

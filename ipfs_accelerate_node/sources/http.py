@@ -155,24 +155,35 @@ class GuardedSession:
         self._session: aiohttp.ClientSession | None = None
 
     def request(
-        self, method: str, url: URL, asked: Asked, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        url: URL,
+        asked: Asked,
+        headers: Mapping[str, str] | None = None,
+        *,
+        body: bytes | None = None,
     ) -> AbstractAsyncContextManager[Reply]:
-        """The final answer, after at most MAX_HOPS redirects that stay on the scheme; whatever its status.
+        """The final answer, after at most MAX_HOPS redirects that stay on the scheme; whatever its status. What has a
+        body is not redirected.
 
         Credentials among the headers go to the first origin only.
         Raises SourceUnavailable: address_refused, redirect_refused, tls_error, stalled, bad_source or
         source_unavailable.
         """
-        return self._request(method, url, asked, dict(headers or {}))
+        return self._request(method, url, asked, dict(headers or {}), body)
 
     @asynccontextmanager
-    async def _request(self, method: str, url: URL, asked: Asked, headers: dict[str, str]) -> AsyncIterator[Reply]:
+    async def _request(
+        self, method: str, url: URL, asked: Asked, headers: dict[str, str], body: bytes | None
+    ) -> AsyncIterator[Reply]:
         for _ in range(MAX_HOPS + 1):
-            response = await self._once(method, url, asked, headers)
+            response = await self._once(method, url, asked, headers, body)
             try:
                 if response.status not in _REDIRECTS:
                     yield Reply(response, asked, self.pace)
                     return
+                if body is not None:
+                    raise asked.fault("redirects a request that has a body", "redirect_refused")
                 following = _next_hop(url, response.headers.get("Location"), asked)
             finally:
                 response.close()  # a body read to its end has given its connection back already
@@ -181,12 +192,14 @@ class GuardedSession:
             url = following
         raise asked.fault(f"redirects more than {MAX_HOPS} times", "redirect_refused")
 
-    async def _once(self, method: str, url: URL, asked: Asked, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def _once(
+        self, method: str, url: URL, asked: Asked, headers: Mapping[str, str], body: bytes | None
+    ) -> aiohttp.ClientResponse:
         origin = Origin.of(url)
         with _typed(asked, self.pace.first_byte_s, "source_unavailable"):
             self._guard.check_host(origin.host, origin.port)
             async with asyncio.timeout(self.pace.first_byte_s):
-                return await self._client().request(method, url, headers=headers, allow_redirects=False)
+                return await self._client().request(method, url, headers=headers, data=body, allow_redirects=False)
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
