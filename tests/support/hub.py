@@ -22,6 +22,7 @@ from aiohttp import web
 PAGE = 3  # entries of a tree answer; small, so that every client must paginate
 SIGNED = "X-Amz-Signature=secret-of-a-signed-url"
 _LFS_SUFFIXES = (".safetensors", ".bin")
+_PIECE_BYTES = 1 << 18
 
 
 @lru_cache(256)  # of files of 90 MB too
@@ -68,12 +69,15 @@ class Seen:
 class FakeHub:
     """Async context manager. url, cdn, other: three origins on loopback; other is one that nobody should be led to."""
 
-    def __init__(self, tokens: Sequence[str] = (), *, one_origin: bool = False) -> None:
-        """one_origin: large files are behind a redirect within the Hub itself."""
+    def __init__(self, tokens: Sequence[str] = (), *, one_origin: bool = False, page: int = PAGE) -> None:
+        """one_origin: large files are behind a redirect within the Hub itself. page: entries of a tree's answer."""
         self.one_origin = one_origin
+        self.page = page
         self.tokens = frozenset(tokens)
         self.repos: dict[str, FakeRepo] = {}
         self.faults: defaultdict[str, list[str]] = defaultdict(list)
+        self.always: dict[str, str] = {}  # the fault of every request for a file that has none queued
+        self.sent_bytes = 0  # of files
         self.seen: list[Seen] = []
         self.budget: int | None = None  # bytes of files that it still sends before it dies, as a whole
         self.url = self.cdn = self.other = ""
@@ -198,14 +202,14 @@ class FakeHub:
             return web.Response(status=404, headers={"X-Error-Code": "EntryNotFound"})
         start = int(request.query.get("cursor", "0"))
         entries = _entries(files)
-        page = entries[start : start + PAGE]
-        following = f"{self.url}/api/{name}/tree/{sha}?recursive=true&expand=false&cursor={start + PAGE}"
-        headers = {"Link": f'<{following}>; rel="next"'} if start + PAGE < len(entries) else {}
+        page = entries[start : start + self.page]
+        following = f"{self.url}/api/{name}/tree/{sha}?recursive=true&expand=false&cursor={start + self.page}"
+        headers = {"Link": f'<{following}>; rel="next"'} if start + self.page < len(entries) else {}
         return web.json_response(page, headers=headers)
 
     def _fault(self, key: str) -> str:
         queue = self.faults[key]
-        return queue.pop(0) if queue else ""
+        return queue.pop(0) if queue else self.always.get(key, "")
 
     def _api_fault(self, fault: str, request: web.Request) -> web.Response:
         match fault:
@@ -318,11 +322,11 @@ async def _send(
         out["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
         if fault == "wrong-part":
             out["Content-Range"] = f"bytes 0-{stop - start - 1}/{len(content)}"
-    body = content[start:stop]
+    body = memoryview(content)[start:stop]
     if fault == "flip":
-        body = bytes([body[0] ^ 1]) + body[1:]
+        body = memoryview(bytes([body[0] ^ 1]) + body[1:])
     if fault == "long":
-        body += b"and more"
+        body = memoryview(bytes(body) + b"and more")
     if fault == "gzip":
         out["Content-Encoding"] = "gzip"
     response = web.StreamResponse(status=status, headers=out)
@@ -338,22 +342,23 @@ async def _send(
         if fault == "stall":
             await asyncio.Event().wait()  # until the client has gone: that cancels us
         return response
-    if request.method != "HEAD" and hub.budget is None:
-        await response.write(body)
-    elif request.method != "HEAD":
+    if request.method != "HEAD":
         await _spend(request, response, body, hub)
     await response.write_eof()
     return response
 
 
-async def _spend(request: web.Request, response: web.StreamResponse, body: bytes, hub: FakeHub) -> None:
-    for start in range(0, len(body), 1 << 18):
+async def _spend(request: web.Request, response: web.StreamResponse, body: memoryview, hub: FakeHub) -> None:
+    """In pieces: so nothing large is copied before the first byte leaves."""
+    for start in range(0, len(body), _PIECE_BYTES):
         if hub.is_dead and request.transport is not None:
             request.transport.abort()
             return
-        assert hub.budget is not None
-        hub.budget -= 1 << 18
-        await response.write(body[start : start + (1 << 18)])
+        piece = body[start : start + _PIECE_BYTES]
+        if hub.budget is not None:
+            hub.budget -= _PIECE_BYTES
+        hub.sent_bytes += len(piece)
+        await response.write(piece)
 
 
 async def _drip(response: web.StreamResponse) -> None:
