@@ -36,7 +36,8 @@ _OWN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 @dataclass(frozen=True, slots=True)
 class Route:
     """path: aiohttp's pattern. The surface decides who may; the dialect how failures are spelled. measures: its reply
-    tells how fast models are."""
+    tells how fast models are. takes, gives: types of the JSON body and of the reply, for the document that describes the
+    routes; content: the media type of the reply."""
 
     method: str
     path: str
@@ -44,6 +45,9 @@ class Route:
     surface: Surface
     dialect: Dialect = Dialect.NATIVE
     measures: bool = False
+    takes: object = None
+    gives: object = None
+    content: str = "application/json"
 
     @property
     def infers(self) -> bool:
@@ -148,7 +152,10 @@ def request_id(request: web.BaseRequest) -> str:
 
 
 def _dialect(path: str) -> Dialect:
-    return Dialect.OPENAI if path.startswith("/v1/") else Dialect.NATIVE
+    """Of a path that no route has."""
+    if path.startswith("/v1/"):
+        return Dialect.OPENAI
+    return Dialect.KSERVE if path.startswith("/v2/") else Dialect.NATIVE
 
 
 def _cut(request: web.Request, reason: str) -> web.StreamResponse:

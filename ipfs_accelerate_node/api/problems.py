@@ -1,7 +1,9 @@
-"""How a failure leaves: problem+json on native routes, OpenAI's own shape on its routes; never a traceback.
+"""How a failure leaves: problem+json on native routes, on others the shape that their clients read; never a traceback.
 
 Status and code come from the error's class (one table, `errors.HTTP_STATUS`). OpenAI clients expect 400 where the
 values of a well-formed body are wrong, and read ``error.message``; older relatives read the same fields at top level.
+Text-embeddings-inference says 424 for what its model cannot do, and names the kind of a failure in ``error_type``;
+KServe has nothing but ``error``, a text.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from aiohttp import web
 from ipfs_accelerate_node.api.wire import json_bytes
 from ipfs_accelerate_node.errors import (
     BadRequest,
+    InferenceFailed,
     InvalidInput,
     MethodNotAllowed,
     NodeError,
@@ -33,17 +36,14 @@ class Dialect(enum.Enum):
 
     NATIVE = "native"
     OPENAI = "openai"
+    TEI = "tei"
+    KSERVE = "kserve"
 
 
 def error_reply(error: NodeError, dialect: Dialect) -> web.Response:
     """The response to a failure of ours, with Retry-After where waiting helps and WWW-Authenticate where a key does."""
-    if dialect is Dialect.OPENAI:
-        status = 400 if isinstance(error, InvalidInput) else http_status(error)
-        reply = _reply(_openai(error, status), status, "application/json")
-    else:
-        body = problem(error)
-        status = http_status(error)
-        reply = _reply(body, status, "application/problem+json")
+    status, body = failure(error, dialect)
+    reply = _reply(body, status, "application/problem+json" if dialect is Dialect.NATIVE else "application/json")
     if error.retry_after_s is not None:
         reply.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if status == 401:
@@ -51,6 +51,21 @@ def error_reply(error: NodeError, dialect: Dialect) -> web.Response:
     if isinstance(allow := error.detail.get("allow"), str):
         reply.headers["Allow"] = allow
     return reply
+
+
+def failure(error: NodeError, dialect: Dialect) -> tuple[int, dict[str, object]]:
+    """Status and body."""
+    status = http_status(error)
+    match dialect:
+        case Dialect.NATIVE:
+            return status, problem(error)
+        case Dialect.OPENAI:
+            status = 400 if isinstance(error, InvalidInput) else status
+            return status, _openai(error, status)
+        case Dialect.TEI:
+            return _tei(error, status)
+        case Dialect.KSERVE:
+            return 400 if isinstance(error, InvalidInput) else status, {"error": str(error), "code": error.code}
 
 
 def internal_reply(request_id: str, dialect: Dialect) -> web.Response:
@@ -85,6 +100,21 @@ def _openai(error: NodeError, status: int) -> dict[str, object]:
     }
     extra = {k: v for k, v in error.detail.items() if v is not None and k not in fields}
     return {"error": {**fields, **extra}, **fields}
+
+
+def _tei(error: NodeError, status: int) -> tuple[int, dict[str, object]]:
+    """error_type: one of the words that clients of text-embeddings-inference know. A model that cannot do what a route
+    is for is a failure of its backend there, as is one that raised."""
+    if error.code == "task_unsupported" or isinstance(error, InferenceFailed):
+        status, kind = 424, "Backend"
+    elif error.code == "empty_input":
+        status, kind = 400, "Empty"
+    elif status == 429:
+        kind = "Overloaded"
+    else:
+        kind = "Unhealthy" if status >= 500 else "Validation"
+    extra = {k: v for k, v in error.detail.items() if k in ("param", "index") and v is not None}
+    return status, {"error": str(error), "error_type": kind, "code": error.code, **extra}
 
 
 def _reply(body: dict[str, object], status: int, content_type: str) -> web.Response:

@@ -39,6 +39,7 @@ _VALUES = {
     "threads": ("N", "Threads of a model's worker (one per core)."),
     "keep_alive_s": ("SECONDS", "Unload a model that was idle for so long (never)."),
     "memory": ("BYTES", "Most that loaded models may take; the one unused for longest makes room (all there is)."),
+    "default_model": ("REF", "Model of inference routes that name none (the only one that is loaded)."),
 }
 _LISTS = {
     "gateway": ("URL", "Trustless gateway to fetch from; may be repeated."),

@@ -1,0 +1,85 @@
+"""Server-sent events of a reply that is made while it is sent.
+
+Until the first event is there, a failure is an ordinary reply with its status; later ones are an event of the dialect.
+Comments keep a connection alive on which nothing else happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+
+from aiohttp import web
+
+from ipfs_accelerate_node.errors import NodeError
+
+PING_S = 15.0
+_AHEAD = 64  # events that are made before a slow reader has taken them
+
+Events = AsyncIterator[bytes]
+_Made = bytes | NodeError | None
+
+
+def event(body: bytes) -> bytes:
+    return b"data: %s\n\n" % body
+
+
+async def send_events(
+    request: web.Request, events: Events, *, headers: Mapping[str, str], failed: Callable[[NodeError], bytes]
+) -> web.StreamResponse:
+    """failed: a failure after the first event, as an event. A reader who leaves ends the making of events.
+
+    Raises NodeError: before anything was sent. ConnectionError: the reader has left.
+    """
+    made: asyncio.Queue[_Made] = asyncio.Queue(_AHEAD)
+    reply = web.StreamResponse(
+        headers={**headers, "Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+    )
+    problem: Exception | None = None
+    async with asyncio.TaskGroup() as group:
+        making = group.create_task(_make(events, made), name="events")
+        try:
+            await _send(request, reply, made, failed)
+        except (ConnectionError, NodeError) as exc:  # told by this function, not by the group
+            problem = exc
+        making.cancel()
+    if problem is not None:
+        raise problem
+    return reply
+
+
+async def _make(events: Events, made: asyncio.Queue[_Made]) -> None:
+    try:
+        async with aclosing(events) as source:  # type: ignore[type-var]  # every source is a generator
+            async for one in source:
+                await made.put(one)
+    except NodeError as exc:
+        await made.put(exc)
+    else:
+        await made.put(None)
+
+
+async def _send(
+    request: web.Request, reply: web.StreamResponse, made: asyncio.Queue[_Made], failed: Callable[[NodeError], bytes]
+) -> None:
+    while True:
+        try:
+            async with asyncio.timeout(PING_S):
+                one = await made.get()
+        except TimeoutError:
+            one = b": \n\n"
+        if not reply.prepared:
+            if isinstance(one, NodeError):
+                raise one
+            await reply.prepare(request)
+        match one:
+            case None:
+                await reply.write_eof()
+                return
+            case NodeError():
+                await reply.write(event(failed(one)))
+                await reply.write_eof()
+                return
+            case _:
+                await reply.write(one)
