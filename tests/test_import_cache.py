@@ -212,7 +212,7 @@ async def test_what_is_not_whole_is_named_and_left(cache: Path, hub: FakeHub, tm
     async with running(cache, hf_offline=True) as node:
         found = {done["repo"]: done for done in await imported(node, folder)}
         assert {repo: done["outcome"] for repo, done in found.items()} == {
-            "datasets/org/rows": "skipped", "org/part": "incomplete", "org/torn": "incomplete",
+            "datasets/org/rows": "incomplete", "org/part": "incomplete", "org/torn": "incomplete",
             "org/unknown": "incomplete",
         }  # fmt: skip
         assert found["org/part"]["absent"] == ["config.json"]

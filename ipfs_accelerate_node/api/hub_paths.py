@@ -9,9 +9,9 @@ from urllib.parse import unquote_to_bytes
 from ipfs_accelerate_node.content.cid import Cid, shown
 from ipfs_accelerate_node.errors import BadRequest
 from ipfs_accelerate_node.sources.hub_names import DEFAULT_REVISION, HubRepo, Kind, check_repo, checked_revision
+from ipfs_accelerate_node.sources.hub_plain import PLAIN
 
 MAX_PATH_BYTES = 4096
-PLAIN = "ipfs/"  # a CID as a repository: ipfs/<cid>
 What = Literal["about", "tree", "paths", "refs", "resolve"]
 _WITH_REVISION: dict[str, What] = {"revision": "about", "tree": "tree", "paths-info": "paths"}
 _KINDS: dict[str, Kind] = {"models": "model", "datasets": "dataset"}

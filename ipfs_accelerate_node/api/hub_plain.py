@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from ipfs_accelerate_node.content import unixfs
 from ipfs_accelerate_node.content.cid import DAG_PB, Cid
 from ipfs_accelerate_node.errors import BadContent, NotFound
 from ipfs_accelerate_node.fetch.hub_shelf import KeptCommit
-from ipfs_accelerate_node.sources.hub_answers import Lfs, TreeEntry
+from ipfs_accelerate_node.sources import hub_plain
 from ipfs_accelerate_node.sources.hub_names import DEFAULT_REVISION
 from ipfs_accelerate_node.store import Store, StoredFile
 
 MAX_ENTRIES = 10_000
-_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
-
-
-def commit_of(cid: Cid) -> str:
-    """The first 40 hex digits of its digest."""
-    return cid.digest.hex()[:40].ljust(40, "0")
 
 
 def plain_commit(store: Store, cid: Cid, repo: str, revision: str) -> KeptCommit:
@@ -26,15 +18,19 @@ def plain_commit(store: Store, cid: Cid, repo: str, revision: str) -> KeptCommit
 
     Raises NotFound: there is none (hub_code RepoNotFound), or it has no such revision (RevisionNotFound).
     """
-    if revision not in (DEFAULT_REVISION, commit_of(cid)):
-        raise NotFound(f"{repo} is one commit, {commit_of(cid)}", hub_code="RevisionNotFound")
+    commit = hub_plain.plain_commit(cid)
+    if revision not in (DEFAULT_REVISION, commit):
+        raise NotFound(f"{repo} is one commit, {commit}", hub_code="RevisionNotFound")
     files = _files(store, cid)
     if files is None:
         raise NotFound(f"{cid} is no directory that is here: pin it first", hub_code="RepoNotFound", cid=str(cid))
     said = {"tags": ["ipfs"], "private": False, "gated": False}
-    entries = tuple(_entry(path, file.size, store.digests(file.cid).sha256) for path, file in sorted(files.items()))
+    entries = tuple(
+        hub_plain.large_entry(path, store.digests(file.cid).sha256.hex(), file.size)
+        for path, file in sorted(files.items())
+    )
     cids = {path: str(file.cid) for path, file in files.items()}
-    return KeptCommit("model", repo, commit_of(cid), False, said, entries, "here", root=str(cid.canonical), cids=cids)
+    return KeptCommit("model", repo, commit, False, said, entries, "here", root=str(cid.canonical), cids=cids)
 
 
 def has_entry(store: Store, cid: Cid, name: str) -> bool:
@@ -74,9 +70,3 @@ def _files(store: Store, root: Cid) -> dict[str, StoredFile] | None:
             if len(found) + len(folders) > MAX_ENTRIES:
                 raise BadContent(f"{root} has more than {MAX_ENTRIES} files", code="too_many_files")
     return found
-
-
-def _entry(path: str, size: int, sha256: bytes) -> TreeEntry:
-    pointer = _POINTER.format(sha256=sha256.hex(), size=size).encode()
-    oid = hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()
-    return TreeEntry(path, size, oid, Lfs(sha256.hex(), size, len(pointer)))

@@ -17,7 +17,7 @@ from ipfs_accelerate_node.api.access import Surface, bearer
 from ipfs_accelerate_node.api.bodies import chunks, parse_json
 from ipfs_accelerate_node.api.context import CONFIG, node
 from ipfs_accelerate_node.api.hub_paths import HubPath, api_path, file_path
-from ipfs_accelerate_node.api.hub_plain import commit_of, has_entry, is_directory, plain_commit
+from ipfs_accelerate_node.api.hub_plain import has_entry, is_directory, plain_commit
 from ipfs_accelerate_node.api.hub_replies import json_of, no_entry, send_entry, speaking_hub
 from ipfs_accelerate_node.api.pipeline import CALLER, GATE, Route
 from ipfs_accelerate_node.config_values import is_loopback
@@ -26,6 +26,7 @@ from ipfs_accelerate_node.errors import AuthRequired, BadRequest, InvalidCid, No
 from ipfs_accelerate_node.fetch.hub_mirror import HubMirror
 from ipfs_accelerate_node.fetch.hub_shelf import KeptCommit
 from ipfs_accelerate_node.sources.hub_names import DEFAULT_REVISION
+from ipfs_accelerate_node.sources.hub_plain import plain_commit as plain_commit_of
 from ipfs_accelerate_node.store import StoredFile
 
 PAGE = 1000
@@ -180,7 +181,7 @@ async def _spoken(request: web.Request, asked: HubPath) -> web.StreamResponse:
 def _is_hubs(request: web.Request, asked: HubPath) -> bool:
     store, cid = node(request).store, asked.plain
     assert cid is not None
-    if asked.revision not in (DEFAULT_REVISION, commit_of(cid)):
+    if asked.revision not in (DEFAULT_REVISION, plain_commit_of(cid)):
         return False
     return is_directory(store, cid) and not has_entry(store, cid, "resolve")
 

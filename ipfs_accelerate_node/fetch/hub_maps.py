@@ -6,7 +6,6 @@ computed of those files anew. So what other maps said, and what was once noted, 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from ipfs_accelerate_node.fetch.hub_nearby import oid_of
 from ipfs_accelerate_node.fetch.hub_shelf import KeptCommit
 from ipfs_accelerate_node.records.envelope import LIFETIME_S
 from ipfs_accelerate_node.records.hub_map import HubMap, MappedFile, Word, renewed
-from ipfs_accelerate_node.sources.hub_answers import HubFile, Lfs, TreeEntry
+from ipfs_accelerate_node.sources.hub_answers import HubFile, TreeEntry
 from ipfs_accelerate_node.sources.hub_names import is_hidden
+from ipfs_accelerate_node.sources.hub_plain import large_entry
 from ipfs_accelerate_node.store import Store, StoredFile
 from ipfs_accelerate_node.store.single import in_profile
 
@@ -153,12 +153,9 @@ def _listed(kept: KeptMap) -> set[tuple[str, int, str]]:
 
 
 def _entry(file: MappedFile) -> TreeEntry:
-    """A file in large storage stands in git as a pointer, whose text, and so whose oid, follows from the content's."""
     if len(file.oid) == 40:
         return TreeEntry(file.path, file.size, file.oid)
-    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize %d\n" % (file.oid.encode(), file.size)
-    oid = hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()
-    return TreeEntry(file.path, file.size, oid, Lfs(file.oid, file.size, len(pointer)))
+    return large_entry(file.path, file.oid, file.size)
 
 
 def same_cid(one: Cid | None, other: Cid | None) -> bool:

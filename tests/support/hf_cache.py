@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ipfs_accelerate_node.fetch.hf_cache.layout import encode_tree, plain_entry
+from ipfs_accelerate_node.fetch.hf_cache.layout import encode_tree
 from ipfs_accelerate_node.sources.hub_answers import TreeEntry
+from ipfs_accelerate_node.sources.hub_plain import large_entry
 from tests.support.hub import git_oid, oid
 
 
@@ -20,7 +21,7 @@ def entries(files: Mapping[str, bytes]) -> tuple[TreeEntry, ...]:
     found = []
     for path, content in files.items():
         etag = oid(path, content)
-        lfs = plain_entry(path, etag, len(content)).lfs if len(etag) == 64 else None
+        lfs = large_entry(path, etag, len(content)).lfs if len(etag) == 64 else None
         found.append(TreeEntry(path, len(content), git_oid(b"a pointer") if lfs else etag, lfs))
     return tuple(found)
 

@@ -23,6 +23,7 @@ from ipfs_accelerate_node.fetch.hf_cache.folder import Folder
 from ipfs_accelerate_node.fetch.hf_cache.placing import WAYS, Blob, How, Way, client_waits, content_etag, place, point
 from ipfs_accelerate_node.fetch.hf_cache.watch import LinkWatch
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
+from ipfs_accelerate_node.sources import hub_plain
 from ipfs_accelerate_node.sources.hub_answers import TreeEntry
 from ipfs_accelerate_node.sources.hub_names import DEFAULT_REVISION, HubRepo, checked_revision, is_hidden
 from ipfs_accelerate_node.store import Store, StoredFile, StoredModel, disk
@@ -176,11 +177,11 @@ class Hydration:
         stored = {file.path: self._store.file(file.cid) for file in plan.files}
         here: dict[str, StoredFile] = {path: file for path, file in stored.items() if file is not None}
         blobs = {path: Blob(_sha256(file), file.size, file.path) for path, file in here.items()}
-        tree = tuple(layout.plain_entry(path, blob.etag, blob.size) for path, blob in sorted(blobs.items()))
+        tree = tuple(hub_plain.large_entry(path, blob.etag, blob.size) for path, blob in sorted(blobs.items()))
         lacking = tuple(TreeEntry(path, 0, "") for path in sorted(stored.keys() - here.keys()))
         return Content(
-            layout.plain_repo(model.root),
-            layout.plain_commit(model.root),
+            hub_plain.plain_repo(model.root),
+            hub_plain.plain_commit(model.root),
             tree + lacking,
             blobs,
             {DEFAULT_REVISION: float("inf")},

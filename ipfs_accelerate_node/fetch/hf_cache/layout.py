@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -10,11 +9,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.names import check_tree
 from ipfs_accelerate_node.errors import BadRequest, UnsafeContent
-from ipfs_accelerate_node.sources.hub_answers import Lfs, TreeEntry
+from ipfs_accelerate_node.sources.hub_answers import TreeEntry
 from ipfs_accelerate_node.sources.hub_names import HubRepo, Kind, check_repo
+from ipfs_accelerate_node.sources.hub_plain import large_entry
 
 BLOBS, REFS, SNAPSHOTS, TREES, LOCKS = "blobs", "refs", "snapshots", "trees", ".locks"
 TAG_NAME = "CACHEDIR.TAG"
@@ -28,7 +27,6 @@ MAX_TREE_BYTES = 32 << 20
 MAX_REF_BYTES = 64
 _TREE_VERSION = 1
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
 
 
 def folder_of(repo: HubRepo) -> str:
@@ -45,23 +43,6 @@ def repo_of(folder: str) -> HubRepo | None:
     except BadRequest:
         return None
     return HubRepo(repo_id, kinds[prefix]) if prefix in kinds else None
-
-
-def plain_repo(root: Cid) -> HubRepo:
-    """What a CID is called that is no commit of any repository."""
-    return HubRepo(f"ipfs/{root.canonical}")
-
-
-def plain_commit(root: Cid) -> str:
-    """The first 40 hex digits of its digest."""
-    return root.digest.hex()[:40].ljust(40, "0")
-
-
-def plain_entry(path: str, sha256: str, size: int) -> TreeEntry:
-    """A file of a plain CID, as one in large file storage."""
-    text = _POINTER.format(sha256=sha256, size=size).encode()
-    oid = hashlib.sha1(b"blob %d\0" % len(text) + text, usedforsecurity=False).hexdigest()
-    return TreeEntry(path, size, oid, Lfs(sha256, size, len(text)))
 
 
 def is_etag(name: str) -> bool:
@@ -128,5 +109,5 @@ def _entry(path: str, listed: _Listed) -> TreeEntry | None:
         return TreeEntry(path, listed.size, listed.blob_id)
     if listed.lfs_size != listed.size:
         return None
-    usual = plain_entry(path, listed.lfs_sha256, listed.size)
+    usual = large_entry(path, listed.lfs_sha256, listed.size)
     return TreeEntry(path, listed.size, listed.blob_id, usual.lfs)
