@@ -6,6 +6,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Mapping
+from functools import partial
 
 from aiohttp import web
 
@@ -13,14 +14,16 @@ from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import read_json
 from ipfs_accelerate_node.api.context import CONFIG, node
 from ipfs_accelerate_node.api.pipeline import Route
-from ipfs_accelerate_node.api.wire import PeerRequest, json_reply
-from ipfs_accelerate_node.benchmarks import RecordShelf
+from ipfs_accelerate_node.api.reports import ONE_AT_A_TIME
+from ipfs_accelerate_node.api.wire import PeerRequest, RerunRequest, json_reply
+from ipfs_accelerate_node.benchmarks import RecordShelf, refuse_mocks
 from ipfs_accelerate_node.benchmarks.exchange import Told
 from ipfs_accelerate_node.benchmarks.record import json_value, machine
+from ipfs_accelerate_node.benchmarks.rerun import Again, Hands, rerun
 from ipfs_accelerate_node.config_values import peer_id
 from ipfs_accelerate_node.content.cid import Cid, shown
 from ipfs_accelerate_node.content.reference import HubRef, RootRef, parse_reference
-from ipfs_accelerate_node.errors import BadRequest, NotFound
+from ipfs_accelerate_node.errors import BadRequest, Conflict, NotFound
 from ipfs_accelerate_node.node import Node
 from ipfs_accelerate_node.peers.ranking import Hardware
 from ipfs_accelerate_node.sources.hub_names import HubRepo, check_repo
@@ -39,14 +42,45 @@ async def results(request: web.Request) -> web.Response:
         raise BadRequest(f"{shown(query['hardware'])} is no choice of hardware: like-mine", param="hardware")
     if query.get("ask", "yes") not in ("yes", "no"):
         raise BadRequest("ask is yes or no", param="ask")
-    named = query.getall("peer", [])
+    named = _peers(query.getall("peer", []))
+    like = await _hardware(here) if "hardware" in query else None
+    return json_reply(await here.exchange.results(model, peers=named or None, ask=query.get("ask") != "no", like=like))
+
+
+async def verify(request: web.Request) -> web.Response:
+    """Runs what others claim again, here, and shows both; minutes. The records are kept here and not published."""
+    body = await read_json(request, RerunRequest)
+    here, lock = node(request), request.app[ONE_AT_A_TIME]
+    peers, keys = _peers(body.peers), [_key(key) for key in body.keys]
+    named = [key for key in map(peer_id, peers) if key is not None]
+    if peers and not keys and len(named) == len(peers):
+        keys = named
+    refuse_mocks(body.ref)
+    model = (await asyncio.to_thread(here.find, body.ref)).root.canonical
+    if lock.locked():
+        raise Conflict("something is being measured; two at once would measure each other", code="bench_running")
+    async with lock:
+        found = await here.exchange.results(model, peers=peers or None, ask=body.ask)
+        hands = Hands(await here.accelerators(), partial(here.bench, publish=False), here.exchange.own)
+        again = Again(str(model), body.device, body.workloads, tuple(keys), quick=body.quick)
+        votes = await asyncio.to_thread(here.exchange.votes, model)
+        trusted = here.exchange.book.trusted
+        return json_reply(await rerun(votes, again, hands, model=model, trusted=trusted, inquiry=found.inquiry))
+
+
+def _peers(named: list[str]) -> list[str]:
     if len(named) > MAX_NAMED:
         raise BadRequest(f"at most {MAX_NAMED} peers can be named", param="peer")
     for peer in named:
         if peer_id(peer) is None and not peer.startswith(("http://", "https://")):
             raise BadRequest(f"{shown(peer)} is neither a URL nor a PeerID", param="peer")
-    like = await _hardware(here) if "hardware" in query else None
-    return json_reply(await here.exchange.results(model, peers=named or None, ask=query.get("ask") != "no", like=like))
+    return named
+
+
+def _key(text: str) -> str:
+    if (found := peer_id(text)) is None:
+        raise BadRequest(f"{shown(text)} is no PeerID", param="key")
+    return found
 
 
 async def _model(here: Node, ref: str, *, ask: bool) -> Cid:
@@ -142,6 +176,7 @@ async def revoke_key(request: web.Request) -> web.Response:
 
 ROUTES = (
     Route("GET", "/api/results", results, Surface.STATE),
+    Route("POST", "/api/results/verify", verify, Surface.STATE, measures=True),
     Route("GET", "/api/benchmarks", list_benchmarks, Surface.SHARE),
     Route("POST", "/api/peers", add_peer, Surface.STATE),
     Route("DELETE", "/api/peers/{peer:.+}", remove_peer, Surface.STATE),

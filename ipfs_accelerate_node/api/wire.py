@@ -84,12 +84,27 @@ class AuditRequest(msgspec.Struct, frozen=True):
     fetch: bool = False
 
 
+class RerunRequest(msgspec.Struct, frozen=True):
+    """ref: a stored model. peers: only these are asked, and of PeerIDs only what their keys say is run again; none are
+    all. keys: PeerIDs, likewise without asking. ask: false asks nobody. The rest as in `benchmarks.rerun.Again`."""
+
+    ref: RefText
+    peers: Annotated[list[RefText], msgspec.Meta(max_length=64)] = []
+    keys: Annotated[list[RefText], msgspec.Meta(max_length=64)] = []
+    ask: bool = True
+    device: DeviceText | None = None
+    workloads: Annotated[tuple[NameText, ...], msgspec.Meta(max_length=32)] = ()
+    quick: bool = False
+
+
 class ReportRequest(msgspec.Struct, frozen=True):
-    """refs: none are all stored models; devices: none are all; precisions: none is f32."""
+    """refs: none are all stored models; devices: none are all; precisions: none is f32. peers: what others claim of the
+    same models comes with it; they are asked."""
 
     refs: Annotated[list[RefText], msgspec.Meta(max_length=1000)] = []
     devices: Annotated[list[DeviceText], msgspec.Meta(max_length=32)] = []
     precisions: Annotated[list[Literal["f32", "bf16", "f16", "int8"]], msgspec.Meta(max_length=4)] = []
+    peers: bool = False
 
 
 class VerifyRequest(msgspec.Struct, frozen=True):

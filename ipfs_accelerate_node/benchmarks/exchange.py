@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -147,6 +148,17 @@ class Exchange:
                 break
             kept.append(told)
         return kept
+
+    def votes(self, model: Cid) -> list[Claim]:
+        """What is claimed about a model by keys that have a vote. Blocks. Raises StorageError."""
+        claims = self.store.of(model, now=int(time.time()))
+        flagged = {key for key in {claim.key for claim in claims} if self.store.standing(key).flagged}
+        return [claim for claim in claims if claim.key not in flagged]
+
+    def own(self, envelope: Cid) -> Claim:
+        """A record of ours in the form of a claim, one of a busy machine too. Blocks. Raises NotFound, BadContent."""
+        sealed = self._shelf.sealed(envelope)
+        return open_claim(sealed.envelope_bytes, sealed.record_bytes, partial(read_benchmark, busy=True), now=None)
 
     async def client(self, patience_s: float) -> KuboClient | None:
         """Where to publish now; None where that has to wait. Raises Unavailable where there never will be a Kubo."""

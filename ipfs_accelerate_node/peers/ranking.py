@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.peers.claims import Claim
+from ipfs_accelerate_node.peers.likeness import Unlike, hardware_class, outliers, unlike
 
 MAX_SIGNERS = 8
 _CPU = "cpu"
@@ -29,11 +31,33 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True)
+class Vote:
+    """What one key says of a result. counted: whether it is in the figures. low_ns, high_ns: quartiles of its samples.
+    cores: of the machine. created: seconds since 1970. unlike: too far from what this node measured on like hardware
+    or, without that, from the other keys (`peers.likeness`); it counts all the same."""
+
+    signer: str
+    trusted: bool
+    counted: bool
+    median_ns: int
+    low_ns: int
+    high_ns: int
+    per_s: float
+    samples: int
+    cpu: str
+    cores: int
+    created: int
+    envelope_cid: Cid
+    unlike: Unlike
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One thing measured, by whoever measured it. keys: how many vote. trusted: how many of them the user trusts; where
     there are any, only they are counted in the figures. median_ns: of the keys' medians; low_ns, high_ns: the extremes
-    of them, or the quartiles of the samples where only one key votes. per_s: median, of unit. own_ns, own_per_s: this
-    node's. signers: PeerIDs, trusted ones first, MAX_SIGNERS at most."""
+    of them, or the quartiles of the samples where only one key votes. per_s: median, of unit. own_ns, own_low_ns,
+    own_high_ns, own_per_s: this node's. signers: PeerIDs, trusted ones first, MAX_SIGNERS at most. votes: of all keys,
+    in that order."""
 
     task: str
     engine: str
@@ -50,10 +74,13 @@ class Result:
     high_ns: int | None
     per_s: float | None
     own_ns: int | None
+    own_low_ns: int | None
+    own_high_ns: int | None
     own_per_s: float | None
     cpus: tuple[str, ...]
     newest: int
     signers: tuple[str, ...]
+    votes: tuple[Vote, ...] = ()
 
 
 def ranked(
@@ -106,8 +133,24 @@ def _result(votes: list[Claim], own: Claim | None, trusted: Collection[str]) -> 
         (alone.high_ns if alone else max(medians)) if medians else None,
         statistics.median(vote.per_s for vote in counted) if counted else None,
         own.median_ns if own else None,
+        own.low_ns if own else None,
+        own.high_ns if own else None,
         own.per_s if own else None,
         tuple(sorted({claim.cpu for claim in (*votes, *([own] if own else ()))}))[:MAX_SIGNERS],
         max(claim.created for claim in (*votes, *([own] if own else ()))),
         tuple(vote.signer for vote in ordered[:MAX_SIGNERS]),
+        tuple(_votes(ordered, own, trusted)),
     )
+
+
+def _votes(ordered: list[Claim], own: Claim | None, trusted: Collection[str]) -> Iterator[Vote]:
+    far = outliers(ordered)
+    counted = bool(ordered) and ordered[0].signer in trusted
+    for vote in ordered:
+        known = vote.signer in trusted
+        comparable = own is not None and hardware_class(vote) == hardware_class(own)
+        yield Vote(
+            vote.signer, known, known or not counted, vote.median_ns, vote.low_ns, vote.high_ns, vote.per_s,
+            vote.samples, vote.cpu, vote.cores, vote.created, vote.envelope_cid,
+            unlike(vote, own) if own is not None and comparable else far.get(vote.key, ""),
+        )  # fmt: skip
