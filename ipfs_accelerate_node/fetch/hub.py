@@ -86,10 +86,16 @@ def stored_commit(store: Store, snapshot: Snapshot, root: str | None = None) -> 
     return None
 
 
-def same_bytes(store: Store, snapshot: Snapshot, file: HubFile) -> StoredFile | None:
+def same_bytes(store: Store, snapshot: Snapshot, file: HubFile, noted: str | None = None) -> StoredFile | None:
     """A stored file with the oid that the Hub names. For a repository that all may read only one that all may read
-    here: what is private does not become public because a repository names its hash."""
-    return store.of_oid(bytes.fromhex(file.oid), file.size, public_only=not snapshot.restricted)
+    here: what is private does not become public because a repository names its hash. noted: the CID under which it was
+    stored as this very commit's file, so that one of no model counts too."""
+    oid = bytes.fromhex(file.oid)
+    stored = store.of_oid(oid, file.size, public_only=not snapshot.restricted)
+    if stored is None and noted is not None:
+        own = store.of_oid(oid, file.size)
+        return own if own is not None and own.cid.canonical == Cid.parse(noted).canonical else None
+    return stored
 
 
 @dataclass(slots=True)
@@ -226,7 +232,7 @@ class _Fetch:
         snapshot = said.snapshot
         try:
             async with reserved(self._store, 0):  # what is stored on the way is no litter
-                found = await self._gather(snapshot)
+                found = await self._gather(said.kept, snapshot)
                 self._tell(snapshot, "committing")
                 built, model = await in_thread(self._commit, said.kept, found, name)
         except AuthRequired as exc:
@@ -257,10 +263,10 @@ class _Fetch:
             already_here=False,
         )
 
-    async def _gather(self, snapshot: Snapshot) -> dict[str, StoredFile]:
+    async def _gather(self, kept: KeptCommit, snapshot: Snapshot) -> dict[str, StoredFile]:
         """Every file of snapshot, verified and stored, by path. The room for all of them is held first."""
         found: dict[str, StoredFile] = {}
-        known = await in_thread(self._known, snapshot)
+        known = await in_thread(self._known, kept, snapshot)
         lacking = {file.oid: file for file in snapshot.files if file.path not in known}
         for file in (file for file in snapshot.files if file.path in known):
             found[file.path] = known[file.path]
@@ -276,8 +282,9 @@ class _Fetch:
                 found[file.path] = found[lacking[file.oid].path]
         return found
 
-    def _known(self, snapshot: Snapshot) -> dict[str, StoredFile]:
-        stored = ((file.path, same_bytes(self._store, snapshot, file)) for file in snapshot.files)
+    def _known(self, kept: KeptCommit, snapshot: Snapshot) -> dict[str, StoredFile]:
+        noted = kept.cids
+        stored = ((f.path, same_bytes(self._store, snapshot, f, noted.get(f.path))) for f in snapshot.files)
         return {path: file for path, file in stored if file is not None}
 
     async def _bring(self, snapshot: Snapshot, file: HubFile, found: dict[str, StoredFile]) -> None:
