@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from ipfs_accelerate_node.content import unixfs
 from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.selection import Only
 from ipfs_accelerate_node.errors import BadContent, Conflict, NodeError, NotFound
 from ipfs_accelerate_node.fetch.experience import remembered
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
@@ -37,7 +38,7 @@ class Flight:
     """A fetch under way. sources: names of those it asks. outcome: when ended, unless its caller was cancelled."""
 
     sources: frozenset[str]
-    only: tuple[str, ...] | None
+    only: Only | None
     reports: list[Report] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     outcome: Fetched | NodeError | None = None
@@ -72,13 +73,13 @@ class Fetcher:
         pinned: bool = True,
         public: bool = True,
         progress: Report = lambda _: None,
-        only: tuple[str, ...] | None = None,
+        only: Only | None = None,
         discover: Discover | None = None,
     ) -> Fetched:
         """The model of root, committed under name; at once if it is here.
 
         sources: work at the same time; they stay open until this returns, and their caller's. discover: finds further
-        ones, which join on the way and are closed here. only: patterns (as in `fnmatch`) of the paths that are wanted;
+        ones, which join on the way and are closed here. only: the paths that are wanted (`Only`);
         what is committed then is an incomplete model, unless they match all.
         Raises IntegrityError (some source sent wrong bytes and the others could not finish), NoSource (detail:
         attempts), BadContent, UnsafeContent, QuotaExceeded, StorageError, Conflict (name means another root),

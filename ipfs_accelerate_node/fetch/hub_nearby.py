@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import ModelPlan
+from ipfs_accelerate_node.content.selection import Only
 from ipfs_accelerate_node.errors import IntegrityError, NoSource, NotFound
 from ipfs_accelerate_node.fetch.engine import Fetcher
 from ipfs_accelerate_node.fetch.hub_shelf import KeptCommit
@@ -74,11 +75,11 @@ class Nearby:
         progress: Callable[[Progress], None],
         *,
         everyone: bool,
-        only: tuple[str, ...] | None = None,
+        only: Only | None = None,
     ) -> Fetched:
         """The commit's model by the root that claim names, unpinned; each of its files has the oid that snapshot says.
         What came of a file before its CID was known counts, as far as its leaves match. hub: helps, if it is given.
-        everyone: also who has to be searched for. only: patterns, as `Fetcher`.
+        everyone: also who has to be searched for. only: as `Fetcher`.
 
         Raises NoSource if there is nobody to ask, IntegrityError for a map that leads to other files (nothing of it
         stays), else as `Fetcher.fetch`.

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan, ModelPlan
-from ipfs_accelerate_node.content.selection import is_meant, selected
+from ipfs_accelerate_node.content.selection import Only, is_meant, selected
 from ipfs_accelerate_node.content.walk import DagWalk
 from ipfs_accelerate_node.errors import NodeError
 from ipfs_accelerate_node.fetch.durability import Durability
@@ -43,13 +43,13 @@ Discover = Callable[[Cid], AsyncIterator[Source]]
 
 @dataclass(frozen=True, slots=True)
 class Into:
-    """How the model is labelled once it is here. only: patterns of the paths that are wanted; None for all."""
+    """How the model is labelled once it is here. only: the paths that are wanted, as `Only`; None for all."""
 
     name: str | None
     pinned: bool
     public: bool
     reference: str
-    only: tuple[str, ...] | None = None
+    only: Only | None = None
 
     def wanted(self, plan: ModelPlan) -> tuple[FilePlan, ...]:
         """Raises NotFound if no file matches."""

@@ -83,7 +83,7 @@ class Models:
             if returns:  # what the quarantine left of it
                 here |= {file.cid.canonical for file in plan.files if self._index.file(file.cid) is not None}
             if (found := self.shelf.model(plan.root)) is not None:
-                return self._widen(found, label, plan, here)
+                return self._widen(found, label, plan, here, nodes)
             files = self._rows_of(plan, here)
             if not root_is_known(plan, nodes):
                 raise NotFound(f"the block of {plan.root} itself is missing", code="missing_block")
@@ -298,22 +298,27 @@ class Models:
             rows[cid] = row
         return rows
 
-    def _widen(self, found: StoredModel, label: Label, plan: ModelPlan, here: Collection[Cid]) -> StoredModel:
+    def _widen(
+        self, found: StoredModel, label: Label, plan: ModelPlan, here: Collection[Cid], nodes: list[tuple[Cid, bytes]]
+    ) -> StoredModel:
         names = set(found.names) | set(label.names)
         pinned, public = found.pinned or label.pinned, found.public or label.public
         announce = found.announce or label.announce
         self.shelf.touch(found.root)
         if not found.complete:
-            self._extend(found, plan, here)
+            self._extend(found, plan, here, nodes)
         before = (found.names, found.pinned, found.public, found.announce)
         if (tuple(sorted(names)), pinned, public, announce) == before:
             return self.get(found.root)
         return self.relabel(found.root, names=names, pinned=pinned, public=public, announce=announce)
 
-    def _extend(self, found: StoredModel, plan: ModelPlan, here: Collection[Cid]) -> None:
+    def _extend(
+        self, found: StoredModel, plan: ModelPlan, here: Collection[Cid], nodes: list[tuple[Cid, bytes]]
+    ) -> None:
         """An incomplete model gains those of the files that it lacks. Raises NotFound if one is not a blob.
 
-        What its own plan says of a file that was not here may be a claim of its directory: that of plan counts.
+        What its own plan says of a file that was not here may be a claim of its directory: that of plan counts. The
+        nodes of such a file may come now.
         """
         record = self.read_plan(found.root)
         if not set(here) - record.hashes.keys():
@@ -321,8 +326,9 @@ class Models:
         known = {file.path: file for file in record.here}
         plan = replace(record.plan, files=tuple(known.get(file.path, file) for file in plan.files))
         files = self._rows_of(plan, record.hashes.keys() | set(here))
+        nodes = list({cid.canonical: (cid, block) for cid, block in (*record.nodes, *nodes)}.values())
         self._failpoints.hit("extend.before_plan")
-        self._write_plan(plan, files, record.nodes)
+        self._write_plan(plan, files, nodes)
         try:
             self._failpoints.hit("extend.before_links")
             self.directories.mend(str(found.root), plan, files_here(plan, files))
@@ -330,7 +336,7 @@ class Models:
             self._write_plan(record.plan, {cid: files[cid] for cid in record.hashes}, record.nodes)
             raise
         self._failpoints.hit("extend.before_row")
-        self.shelf.extend(found.root, plan, {cid: row.id for cid, row in files.items()})
+        self.shelf.extend(found.root, plan, {cid: row.id for cid, row in files.items()}, nodes)
 
     def _with_damaged(self, label: Label) -> tuple[Label, bool]:
         """With what its label in quarantine adds, and whether there is one."""

@@ -55,13 +55,11 @@ class Shelf:
             )
             state = (label.pinned, label.public, label.announce, label_json(label.provenance), label.last_used)
             model = self._index.run(insert, (key(label.root), *state)).lastrowid
-            self.extend(label.root, plan, files)
-            ids = {self._index.add_node(cid, block) for cid, block in nodes}
-            self._index.many("INSERT INTO model_nodes(model, node) VALUES(?,?)", ((model, node) for node in ids))
+            self.extend(label.root, plan, files, nodes)
             self._name(label, model)
 
-    def extend(self, root: Cid, plan: ModelPlan, files: Mapping[Cid, int]) -> None:
-        """Which of the plan's files are here from now on; files as in `put`."""
+    def extend(self, root: Cid, plan: ModelPlan, files: Mapping[Cid, int], nodes: Iterable[tuple[Cid, bytes]]) -> None:
+        """Which of the plan's files and nodes are here from now on; files as in `put`."""
         here = files_here(plan, files)
         size = sum(file.size for file in here)
         absent = (len(plan.files) - len(here), plan.size_bytes - size)
@@ -74,6 +72,10 @@ class Shelf:
             self._index.run(
                 "UPDATE models SET size_bytes=?, file_count=?, absent_files=?, absent_bytes=? WHERE id=?",
                 (size, len(here), *absent, model),
+            )
+            ids = {self._index.add_node(cid, block) for cid, block in nodes}
+            self._index.many(
+                "INSERT OR IGNORE INTO model_nodes(model, node) VALUES(?,?)", ((model, node) for node in ids)
             )
 
     def relabel(self, label: Label) -> None:

@@ -34,9 +34,19 @@ class SourceFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """What a model with some of a commit's files lacks of it. left_out: paths, of very many only the first."""
+
+    left_out: tuple[str, ...]
+    left_out_files: int
+    left_out_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """Where a model came from. at: ISO 8601, UTC. profile: import settings, where the root was made here. shared_at:
-    when the user said that strangers may have it, whatever the Hub says."""
+    when the user said that strangers may have it, whatever the Hub says. selection: it has some of the commit's files
+    under a root of its own, which is not the commit's; None for all else."""
 
     kind: Literal["cid", "hf", "local"]
     reference: str
@@ -46,6 +56,7 @@ class Provenance:
     hub_repo: str | None = None
     hub_commit: str | None = None
     shared_at: str | None = None
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True, slots=True)
