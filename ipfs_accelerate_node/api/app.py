@@ -15,6 +15,7 @@ from ipfs_accelerate_node.api import (
     inference_routes,
     native,
     openai_routes,
+    peers_inference,
     peers_routes,
     pins,
     reports,
@@ -24,7 +25,7 @@ from ipfs_accelerate_node.api import (
 )
 from ipfs_accelerate_node.api.access import Gate
 from ipfs_accelerate_node.api.browser import Origins
-from ipfs_accelerate_node.api.context import CONFIG, GIVING, HUB_GIVING, KEYS, LEAF_MAPS, NODE
+from ipfs_accelerate_node.api.context import CONFIG, GIVING, HUB_GIVING, KEYS, LEAF_MAPS, LISTINGS, NODE
 from ipfs_accelerate_node.api.delivery import LeafMaps
 from ipfs_accelerate_node.api.keys import KeyRing
 from ipfs_accelerate_node.api.limiter import BUSY_S, Giving, Limiter
@@ -63,8 +64,11 @@ def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = N
     app[CONFIG] = config
     app[KEYS] = keys
     app[LEAF_MAPS] = LeafMaps(node.store)
+    app[LISTINGS] = Listings()
     local = is_loopback(config.host)
-    app[GATE] = Gate(keys, loopback=local, share=config.share, hub_open=config.hub_open)
+    app[peers_inference.DOORMAN], app[peers_inference.DESK] = peers_inference.opened(node, traffic)
+    gate = Gate(keys, loopback=local, share=config.share, hub_open=config.hub_open)
+    app[GATE] = peers_inference.EitherGate(gate, app[peers_inference.DOORMAN])
     app[ORIGINS] = Origins.of(config.host, config.port if port is None else port, config.allow_hosts)
     app[TRAFFIC] = traffic
     limiter = Limiter(config.share_rate_bytes, lambda: traffic.inferred_within(BUSY_S))
@@ -85,5 +89,5 @@ def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = N
         },
         giving,
     )
-    mount(app, ROUTES)
+    mount(app, peers_inference.peers_too(ROUTES))
     return app

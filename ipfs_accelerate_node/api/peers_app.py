@@ -1,16 +1,14 @@
 """The peers' listener: a second application on a port of its own, which is all that strangers ever reach.
 
 `ipfs p2p listen` brings them in as 127.0.0.1, so this door opens on nothing but the routes below: public content, what
-is here of a root, published records, maps of public Hub commits, who this is. No key means anything here; every other
-path and method is 404. A request may be signed (`records.request`); one that is signed wrongly is refused, whatever it
-asks for.
+is here of a root, published records, maps of public Hub commits, who this is; and, where the user opted in, models run
+for keys that are allowed (`peers_inference`). No API key means anything here; every other path and method is 404. A
+request may be signed (`records.request`); one that is signed wrongly is refused, whatever it asks for.
 """
 
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -18,34 +16,32 @@ from typing import Self
 from aiohttp import web
 
 from ipfs_accelerate_node import __version__
-from ipfs_accelerate_node.api import gateway, hub_maps, results, storage
+from ipfs_accelerate_node.api import gateway, hub_maps, peers_inference, results, storage
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.browser import from_browser
 from ipfs_accelerate_node.api.context import CONFIG, GIVING, LEAF_MAPS, NODE, node
 from ipfs_accelerate_node.api.keys import Caller
 from ipfs_accelerate_node.api.listener import BACKLOG, listening
 from ipfs_accelerate_node.api.peers_connection import Allowances, PeerConnection
+from ipfs_accelerate_node.api.peers_inference import DESK, DOORMAN, SIGNER, Doorman
 from ipfs_accelerate_node.api.pipeline import GATE, METRICS, ORIGINS, TRAFFIC, Route, mount
 from ipfs_accelerate_node.api.wire import json_reply
-from ipfs_accelerate_node.errors import BadRequest, Forbidden, NotFound, PayloadTooLarge, Unauthorized
+from ipfs_accelerate_node.errors import BadRequest, Forbidden, NotFound, PayloadTooLarge
 from ipfs_accelerate_node.node import Node
 from ipfs_accelerate_node.peers.protocol import AGENT
-from ipfs_accelerate_node.records.request import HEADERS, Asked, Gatehouse, is_nonce, prove
-
-SIGNER: web.RequestKey[str | None] = web.RequestKey("signer", str)
+from ipfs_accelerate_node.records.request import is_nonce, prove
 
 
 class PeersGate:
-    """Everybody may enter; nobody sees what is private, and a key is not even looked at."""
+    """Everybody may enter, but where models run; nobody sees what is private, and an API key is not even looked at."""
 
-    def __init__(self, gatehouse: Gatehouse) -> None:
-        self._gatehouse = gatehouse
+    def __init__(self, doorman: Doorman) -> None:
+        self._doorman = doorman
 
     def admit(self, request: web.BaseRequest, surface: Surface) -> Caller | None:
-        """None. Notes who signed. Raises as `Gatehouse.signer`."""
-        request[SIGNER] = self._gatehouse.signer(
-            _signature(request), Asked(request.method, request.raw_path), now=time.time()
-        )
+        """None. Notes who signed. Raises as `Doorman.admit` and `Doorman.signer`."""
+        door = self._doorman
+        request[SIGNER] = door.admit(request) if surface is Surface.INFER else door.signer(request)
         return None
 
     def sees_private(self, caller: Caller | None) -> bool:
@@ -59,12 +55,14 @@ class Strangers:
         self._allowances = allowances
 
     def check(self, request: web.BaseRequest) -> None:
-        """Raises Overloaded(rate_limited), Forbidden(foreign_origin), PayloadTooLarge, BadRequest."""
+        """A body passes where no route takes one with this method either: that is a 404, as any other.
+
+        Raises Overloaded(rate_limited), Forbidden(foreign_origin), PayloadTooLarge, BadRequest."""
         connection = request.protocol
         self._allowances.take(connection.peer if isinstance(connection, PeerConnection) else "")
         if from_browser(request):
             raise Forbidden("web pages have nothing to do here", code="foreign_origin")
-        if request.body_exists or "Expect" in request.headers:
+        if "Expect" in request.headers or (request.body_exists and request.method in _BODILESS):
             raise PayloadTooLarge("no request here has a body")
         if not request.raw_path.startswith("/"):
             raise BadRequest("the request line must hold a path, not a URL")
@@ -113,6 +111,7 @@ ROUTES = (
     Route("GET", "/api/maps", maps, Surface.SHARE),
     Route("GET", "/api/peer", peer, Surface.SHARE),
 )
+_BODILESS = frozenset({"GET", "HEAD"})
 
 
 def build_peers_app(user: web.Application, allowances: Allowances) -> web.Application:
@@ -124,9 +123,11 @@ def build_peers_app(user: web.Application, allowances: Allowances) -> web.Applic
     app[LEAF_MAPS] = user[LEAF_MAPS]
     app[TRAFFIC] = user[TRAFFIC]
     app[METRICS] = user[METRICS]
-    app[GATE] = PeersGate(Gatehouse(here.key.peer_id, since=here.started_at))
+    app[DOORMAN] = user[DOORMAN]
+    app[DESK] = user[DESK]
+    app[GATE] = PeersGate(user[DOORMAN])
     app[ORIGINS] = Strangers(allowances)
-    mount(app, ROUTES)
+    mount(app, (*ROUTES, *peers_inference.ROUTES) if here.config.serve_peers else ROUTES)
     app.router.add_route("*", "/{path:.*}", nothing)  # a path of ours with another method, too
     return app
 
@@ -159,11 +160,3 @@ class PeersListener:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._exit.__aexit__(kind, error, trace)
-
-
-def _signature(request: web.BaseRequest) -> Mapping[str, str]:
-    """Raises Unauthorized for one that is given twice: which of them was meant?"""
-    given = {name: request.headers.getall(name, []) for name in HEADERS}
-    if any(len(values) > 1 for values in given.values()):
-        raise Unauthorized("signed request refused: one signature, not several", code="signature_incomplete")
-    return {name: values[0] for name, values in given.items() if values}

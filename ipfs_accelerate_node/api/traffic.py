@@ -22,6 +22,7 @@ class Traffic:
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._waiting: list[asyncio.Future[None]] = []
         self._listeners: list[Callable[[], None]] = []
 
     @contextmanager
@@ -44,6 +45,25 @@ class Traffic:
         finally:
             self._inferring -= 1
             self._inferred_s = self._clock()
+            for waiter in self._waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    @property
+    def inferring(self) -> int:
+        """For how many a model works now."""
+        return self._inferring
+
+    async def until(self, fits: Callable[[], bool]) -> None:
+        """Returns when fits() says so, which is asked again whenever a model ended its work for someone; in the order
+        in which they came."""
+        while not fits():
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiting.remove(waiter)
 
     def inferred_within(self, seconds: float) -> bool:
         """Whether a model works for someone now, or did so that lately."""

@@ -43,6 +43,9 @@ _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\
 @click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), help="The same draws again.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End a generated text before this; may be repeated.")
 @click.option("--language", help="Of the speech, such as en.")
+@click.option(
+    "--peer", metavar="URL|PEERID", help="Run it on that node, if it lets this one: what it answers is its claim."
+)
 @click.option("--allow-mock", is_flag=True, help="With --task: if the model cannot be had, let a mock answer.")
 @daemon_options
 def infer(
@@ -55,6 +58,7 @@ def infer(
     labels: tuple[str, ...],
     chat: bool,
     system: str | None,
+    peer: str | None,
     allow_mock: bool,
     daemon: Daemon,
     as_json: bool,
@@ -71,6 +75,8 @@ def infer(
         inputs = ("-",)
     if inputs.count("-") > 1:
         raise click.UsageError("- can be given once: there is one standard input")
+    if peer is not None and allow_mock:
+        raise click.UsageError("--allow-mock is for this node: leave it out with --peer")
     body = {
         "ref": ref,
         "device": device,
@@ -79,8 +85,9 @@ def infer(
         **({"task": task} if task else {}),
         **({"precision": precision} if precision else {}),
         **({"allow_mock": True} if allow_mock else {}),
+        **({"peer": peer} if peer is not None else {}),
     }
-    reply, _ = when_loaded(daemon, "/api/infer", body)
+    reply, _ = when_loaded(daemon, "/api/infer" if peer is None else "/api/peers/infer", body)
     if as_json:
         print_json(reply)
         return
@@ -88,8 +95,11 @@ def infer(
         note(f"MOCK: no model computed this ({reply.get('warning', reply['root'])})")
     for output in reply["outputs"]:
         _show(output)
-    if sys.stdout.isatty():
-        note(f"{reply['implementation']} on {reply['device']} in {reply['precision']}, root {reply['root']}")
+    ran = f"{reply['implementation']} on {reply['device']} in {reply['precision']}, root {reply['root']}"
+    if peer is not None:
+        note(f"peer:{reply['peer']} claims: {ran}")
+    elif sys.stdout.isatty():
+        note(ran)
 
 
 def _item(text: str, *, query: str | None, labels: tuple[str, ...], chat: bool, system: str | None) -> object:

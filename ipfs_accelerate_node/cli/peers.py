@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def peers() -> None:
-    """List, add and remove the nodes that this one asks."""
+    """List, add and remove the nodes that this one asks, and allow their keys to run models here."""
 
 
 @peers.command("ls")
@@ -45,6 +45,10 @@ def list_peers(daemon: Daemon, as_json: bool) -> None:
         if peer not in {row[0] for row in rows}
     ]
     table(("peer", "from", "trusted", "tunnel"), rows)
+    if known["serves_peers"]:
+        note(f"may run models here: {', '.join(known['allowed']) or 'nobody yet (peers allow PEERID)'}")
+    elif known["allowed"]:
+        note(f"allowed to run models here, but the node runs without --serve-peers: {', '.join(known['allowed'])}")
 
 
 def _reached(tunnel: dict[str, Any] | None) -> str:
@@ -74,6 +78,30 @@ def remove_peer(peer: str, daemon: Daemon, as_json: bool) -> None:
         print_json(done)
     else:
         fields([("removed", done["removed"])])
+
+
+@peers.command("allow")
+@click.argument("key", metavar="PEERID")
+@daemon_options
+def allow_key(key: str, daemon: Daemon, as_json: bool) -> None:
+    """Let the node with this key run public models here, where `up` was given --serve-peers."""
+    done = daemon.call("POST", "/api/allowed-peers", {"key": key})
+    if as_json:
+        print_json(done)
+    else:
+        fields([("allowed", done["allowed"])])
+
+
+@peers.command("deny")
+@click.argument("key", metavar="PEERID")
+@daemon_options
+def deny_key(key: str, daemon: Daemon, as_json: bool) -> None:
+    """Take that back."""
+    done = daemon.call("DELETE", path_of("/api/allowed-peers", key))
+    if as_json:
+        print_json(done)
+    else:
+        fields([("denied", done["denied"])])
 
 
 @peers.command("revoke")

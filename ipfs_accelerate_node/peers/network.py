@@ -13,6 +13,7 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.kubo import KuboService
 from ipfs_accelerate_node.peers.discovery import Discovery
 from ipfs_accelerate_node.peers.door import Door
+from ipfs_accelerate_node.peers.remote import Remote
 from ipfs_accelerate_node.peers.source import TunnelSource
 from ipfs_accelerate_node.peers.tunnels import Tunnels
 from ipfs_accelerate_node.records.key import NodeKey
@@ -25,6 +26,7 @@ class Peers:
         self._config = config
         self.tunnels = Tunnels(kubo)
         self.door = Door(kubo)
+        self.remote = Remote(own, self.tunnels if config.tunnels else None)
         self._discovery = Discovery(kubo, self.tunnels, self.source, own={own.peer_id})
         self._sweep: asyncio.Task[None] | None = None
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-from ipfs_accelerate_node.errors import Unauthorized
-from ipfs_accelerate_node.records.request import check_proof, fresh_nonce
+from ipfs_accelerate_node.errors import BadContent, Unauthorized
+from ipfs_accelerate_node.records.request import check_proof, fresh_nonce, public_key
 from ipfs_accelerate_node.sources.guard import Origin
 from ipfs_accelerate_node.sources.http import Asked, GuardedSession, Pace
 
@@ -38,21 +38,40 @@ async def ask_who(url: str, *, name: str, peer_id: str, timeout_s: float) -> Who
     """
     asked = Asked(name)
     challenge = fresh_nonce()
+    who = await _told(url, asked, f"nonce={challenge}", timeout_s)
+    if who.dial != peer_id:
+        raise asked.fault("says that it is another than the one dialled", "not_a_node")
+    try:
+        check_proof(who.peer_id, who.proof or "", dialled=peer_id, challenge=challenge)
+    except Unauthorized as exc:
+        raise asked.fault("cannot show that it is the node it says it is", "not_a_node") from exc
+    return who
+
+
+async def ask_key(url: str, *, timeout_s: float) -> str:
+    """PeerID of the key that the node at url says it has; nothing shows it. Raises SourceUnavailable as `ask_who`."""
+    asked = Asked(url)
+    who = await _told(url, asked, "", timeout_s)
+    try:
+        public_key(who.peer_id)
+    except BadContent as exc:
+        raise asked.fault("does not say which key it has", "not_a_node") from exc
+    return who.peer_id
+
+
+async def _told(url: str, asked: Asked, query: str, timeout_s: float) -> Who:
     origin = Origin.parse(url)
     pace = Pace(connect_s=timeout_s, first_byte_s=timeout_s, stall_s=timeout_s)
     async with GuardedSession([origin], pace=pace) as session:
         headers = {"Accept": "application/json"}
-        async with session.request("GET", origin.url("/api/peer", f"nonce={challenge}"), asked, headers) as reply:
+        async with session.request("GET", origin.url("/api/peer", query), asked, headers) as reply:
             if reply.status != 200:
                 raise asked.fault(f"answers {reply.status} when asked who it is", "not_a_node")
             body = await reply.read(_ANSWER_BYTES)
     try:
         who = msgspec.json.decode(body, type=Who)
-        if who.agent != AGENT or who.dial != peer_id:
-            raise asked.fault("says that it is another than the one dialled", "not_a_node")
-        check_proof(who.peer_id, who.proof or "", dialled=peer_id, challenge=challenge)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise asked.fault("does not say who it is", "not_a_node") from exc
-    except Unauthorized as exc:
-        raise asked.fault("cannot show that it is the node it says it is", "not_a_node") from exc
+    if who.agent != AGENT:
+        raise asked.fault("is another program", "not_a_node")
     return who
