@@ -13,7 +13,7 @@ import openai
 import pytest
 import pytest_asyncio
 
-from ipfs_accelerate_node.api.openai_routes import MAX_INPUTS, embedding_inputs
+from ipfs_accelerate_node.api.openai_inputs import MAX_INPUTS, text_or_tokens
 from ipfs_accelerate_node.errors import InvalidInput
 from tests.support.running import Running, running
 
@@ -160,7 +160,10 @@ BAD = {
     "dimensions true": ({"model": MOCK, "input": "a", "dimensions": True}, "dimensions"),
     "format": ({"model": MOCK, "input": "a", "encoding_format": "hex"}, "encoding_format"),
     "prompt name": ({"model": MOCK, "input": "a", "prompt_name": "query"}, "prompt_name"),
-    "image": ({"model": MOCK, "input": "a", "modality": "image"}, "modality"),
+    "no image": ({"model": MOCK, "input": "a", "modality": "image"}, "input"),
+    "an image far away": ({"model": MOCK, "input": "http://a.example/b.png", "modality": "image"}, "input"),
+    "no images": ({"model": MOCK, "input": [], "modality": "image"}, "input"),
+    "sound": ({"model": MOCK, "input": "YQ==", "modality": "audio"}, "modality"),
     "long model": ({"model": "m" * 513, "input": "a"}, "model"),
 }
 
@@ -185,7 +188,7 @@ async def test_half_a_surrogate_pair_and_ten_million_letters(here: Running) -> N
 async def test_a_named_item_is_the_one_at_fault() -> None:
     for value, index in ((["a", "b", ""], 2), ([[1], [2], [-1]], 2), (["a", 1], 1), ([-1], None)):
         with pytest.raises(InvalidInput) as caught:
-            embedding_inputs(value)
+            text_or_tokens(value, "input")
         assert caught.value.detail["index"] == index
 
 

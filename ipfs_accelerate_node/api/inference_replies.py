@@ -1,4 +1,4 @@
-"""What every inference reply carries, whatever its dialect: which bytes ran, where, for how long, and whether for real."""
+"""What every inference reply carries, whatever its dialect: which bytes ran, where, how long, and whether for real."""
 
 from __future__ import annotations
 
@@ -78,12 +78,6 @@ async def model_reply(
         **timing_headers(done, tokens=tokens, began=began, characters=characters),
     }
     return web.Response(body=body, content_type=content_type, headers=headers)
-
-
-def encoded(value: object) -> bytes:
-    """Raises InferenceFailed for a number that JSON cannot say: msgspec would write null."""
-    body = msgspec.json.encode(value)
-    return body
 
 
 def finite(numbers: Sequence[float]) -> None:

@@ -19,7 +19,7 @@ from aiohttp import web
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import read_json
 from ipfs_accelerate_node.api.context import node
-from ipfs_accelerate_node.api.openai_routes import model_headers
+from ipfs_accelerate_node.api.inference_replies import model_headers
 from ipfs_accelerate_node.api.pipeline import METRICS, Route
 from ipfs_accelerate_node.api.traffic import finished
 from ipfs_accelerate_node.api.wire import NameText, RefText, json_reply, plain

@@ -119,7 +119,7 @@ class KeyRequest(msgspec.Struct, frozen=True):
 
 
 class EmbeddingsRequest(msgspec.Struct, frozen=True):
-    """The OpenAI request, and the extras that its relatives send. input is checked by `openai_routes`, item by item."""
+    """The OpenAI request, and the extras that its relatives send. input is checked by `openai_embeddings`, item by item."""
 
     model: NameText
     input: object
@@ -164,6 +164,11 @@ class ModelObject(msgspec.Struct, frozen=True):
     names: tuple[str, ...]
     loaded: bool
     implementation: Literal["REAL", "MOCK"]
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    object: Literal["list"]
+    data: list[ModelObject]
 
 
 def plain(value: object) -> object:
