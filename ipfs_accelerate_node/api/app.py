@@ -27,6 +27,7 @@ from ipfs_accelerate_node.api.access import Gate
 from ipfs_accelerate_node.api.browser import Origins
 from ipfs_accelerate_node.api.context import CONFIG, GIVING, HUB_GIVING, KEYS, LEAF_MAPS, LISTINGS, NODE
 from ipfs_accelerate_node.api.delivery import LeafMaps
+from ipfs_accelerate_node.api.hub_listings import Listings
 from ipfs_accelerate_node.api.keys import KeyRing
 from ipfs_accelerate_node.api.limiter import BUSY_S, Giving, Limiter
 from ipfs_accelerate_node.api.metrics import Metrics

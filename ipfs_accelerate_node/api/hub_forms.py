@@ -14,14 +14,13 @@ from ipfs_accelerate_node.sources.hub_answers import TreeEntry
 Json = dict[str, object]
 
 
-def about(kept: KeptCommit, *, blobs: bool) -> Json:
-    """blobs: with size and oid of each file."""
-    files = [entry for entry in kept.entries if not entry.folder]
+def about(kept: KeptCommit, entries: Iterable[TreeEntry], *, blobs: bool) -> Json:
+    """entries: of the commit, by path. blobs: with size and oid of each file."""
     said: Json = {"private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
     said |= {**kept.said, "id": kept.repo, "sha": kept.commit}
     if kept.kind == "model":
         said["modelId"] = kept.repo
-    return {**said, "siblings": [_sibling(entry, blobs) for entry in sorted(files, key=lambda entry: entry.path)]}
+    return {**said, "siblings": [_sibling(entry, blobs) for entry in entries if not entry.folder]}
 
 
 def _sibling(entry: TreeEntry, blobs: bool) -> Json:
@@ -31,16 +30,6 @@ def _sibling(entry: TreeEntry, blobs: bool) -> Json:
     if (lfs := entry.lfs) is not None:
         line["lfs"] = {"sha256": lfs.sha256, "size": lfs.size, "pointerSize": lfs.pointer_size}
     return line
-
-
-def tree(kept: KeptCommit, folder: str, *, recursive: bool) -> list[TreeEntry] | None:
-    """Files and folders below a folder ("" is the root), by path; None where there is no such folder."""
-    entries = with_folders(kept.entries)
-    prefix = f"{folder}/" if folder else ""
-    found = [entry for entry in entries if entry.path.startswith(prefix) and entry.path != folder]
-    if folder and not any(entry.folder and entry.path == folder for entry in entries):
-        return None
-    return found if recursive else [entry for entry in found if "/" not in entry.path.removeprefix(prefix)]
 
 
 def line(entry: TreeEntry) -> Json:

@@ -93,9 +93,14 @@ def _one_line(text: str) -> str:
 
 
 def json_of(kept: KeptCommit | None, body: object, headers: dict[str, str] | None = None) -> web.Response:
+    return encoded(kept, json_bytes(body), headers)
+
+
+def encoded(kept: KeptCommit | None, body: bytes, headers: dict[str, str] | None = None) -> web.Response:
+    """body: JSON already."""
     known = {} if kept is None else _said_of(kept)
     return web.Response(
-        body=json_bytes(body),
+        body=body,
         content_type="application/json",
         headers={"Cache-Control": "no-store", **known, **(headers or {})},
     )

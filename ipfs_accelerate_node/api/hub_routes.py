@@ -15,10 +15,10 @@ from aiohttp import web
 from ipfs_accelerate_node.api import gateway, hub_forms
 from ipfs_accelerate_node.api.access import Surface, bearer
 from ipfs_accelerate_node.api.bodies import chunks, parse_json
-from ipfs_accelerate_node.api.context import CONFIG, node
+from ipfs_accelerate_node.api.context import CONFIG, LISTINGS, node
 from ipfs_accelerate_node.api.hub_paths import HubPath, api_path, file_path
 from ipfs_accelerate_node.api.hub_plain import has_entry, is_directory, plain_commit
-from ipfs_accelerate_node.api.hub_replies import json_of, no_entry, send_entry, speaking_hub
+from ipfs_accelerate_node.api.hub_replies import encoded, json_of, no_entry, send_entry, speaking_hub
 from ipfs_accelerate_node.api.pipeline import CALLER, GATE, Route
 from ipfs_accelerate_node.config_values import is_loopback
 from ipfs_accelerate_node.content.cid import Cid
@@ -65,13 +65,20 @@ async def read_api(request: web.Request) -> web.StreamResponse:
         case "tree":
             return await _tree(request, asked)
         case "about":
-            kept = await _listing(request, asked)
-            return json_of(kept, hub_forms.about(kept, blobs=_is_true(request, "blobs")))
+            return await _about(request, asked)
         case _:
             raise BadRequest("paths-info is asked by POST", code="method_not_allowed")
 
 
-async def _listing(request: web.Request, asked: HubPath) -> KeptCommit:
+async def _about(request: web.Request, asked: HubPath) -> web.Response:
+    kept, blobs = await _offered(request, asked), _is_true(request, "blobs")
+    listings = request.app[LISTINGS]
+    listing = await listings.of(kept)
+    body = await listings.answer(listing, ("about", blobs), lambda: hub_forms.about(kept, listing.entries, blobs=blobs))
+    return encoded(kept, body)
+
+
+async def _offered(request: web.Request, asked: HubPath) -> KeptCommit:
     kept = await _commit(request, asked)
     return kept if asked.plain is not None else await _mirror(request).offered(kept)
 
@@ -86,16 +93,19 @@ async def _refs(request: web.Request, asked: HubPath) -> web.Response:
 
 
 async def _tree(request: web.Request, asked: HubPath) -> web.Response:
-    kept = await _listing(request, asked)
-    entries = hub_forms.tree(kept, asked.path, recursive=_is_true(request, "recursive"))
+    kept, recursive = await _offered(request, asked), _is_true(request, "recursive")
+    listings = request.app[LISTINGS]
+    listing = await listings.of(kept)
+    entries = listing.below(asked.path, recursive=recursive)
     if entries is None:
         raise no_entry(kept, asked.path)
     start, count = _number(request, "cursor", 0, 1 << 31), _number(request, "limit", PAGE, PAGE)
-    page = [hub_forms.line(entry) for entry in entries[start : start + count]]
+    question = ("tree", asked.path, recursive, start, count)
+    body = await listings.answer(listing, question, lambda: [*map(hub_forms.line, entries[start : start + count])])
     headers = {}
     if start + count < len(entries):
         headers["Link"] = f'<{_next_page(request, asked, kept, start + count)}>; rel="next"'
-    return json_of(kept, page, headers)
+    return encoded(kept, body, headers)
 
 
 def _next_page(request: web.Request, asked: HubPath, kept: KeptCommit, start: int) -> str:
@@ -113,7 +123,7 @@ async def paths_info(request: web.Request) -> web.StreamResponse:
         raise BadRequest("only paths-info is asked by POST", code="method_not_allowed")
     wanted = await _wanted(request)
     kept = await _commit(request, asked)
-    known = {entry.path: entry for entry in hub_forms.with_folders(kept.entries)}
+    known = (await request.app[LISTINGS].of(kept)).by_path
     found = [known[path] for path in dict.fromkeys(path.strip("/") for path in wanted) if path in known]
     return json_of(kept, [hub_forms.line(entry) for entry in found])
 

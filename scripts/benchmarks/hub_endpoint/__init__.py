@@ -1,0 +1,1 @@
+"""What `bench hub` measures: an endpoint for the Hub's clients, beside the upstream itself and a plain local load."""
