@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ipfs_accelerate_node.inference.architectures import EncoderConfig
 
-_ACTIVATION: Mapping[str, Callable[[Tensor], Tensor]] = {
+ACTIVATION: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
@@ -35,7 +35,7 @@ class Encoder:
     def __init__(self, config: EncoderConfig, tensors: Mapping[str, Tensor]) -> None:
         self.config = config
         self.tensors = tensors
-        self._activation = _ACTIVATION[config.activation]
+        self._activation = ACTIVATION[config.activation]
 
     @property
     def device(self) -> torch.device:

@@ -23,6 +23,7 @@ from ipfs_accelerate_node.inference.torch.device import (
 )
 from ipfs_accelerate_node.inference.torch.encoder import Encoder
 from ipfs_accelerate_node.inference.torch.graphs import DualGraphs, GeneratorGraphs, Graphs, HeadGraphs, SentenceGraphs
+from ipfs_accelerate_node.inference.torch.packed import fits
 from ipfs_accelerate_node.inference.torch.vectors import read_dense, read_tensors
 
 if TYPE_CHECKING:
@@ -111,4 +112,10 @@ def _sentence_engine(
     tensors = read_tensors(named, device=device, dtype=dtype)
     odd = bad_numbers(tensors)
     notes = (f"weights hold NaN or infinity: {', '.join(odd[:3])}",) if odd else ()
-    return TorchEngine(SentenceGraphs(Encoder(sentence.encoder, tensors), sentence.settings, dense), notes)
+    encoder = Encoder(sentence.encoder, tensors)
+    engine = TorchEngine(SentenceGraphs(encoder, sentence.settings, dense), notes)
+    if device.type != "cuda" or not fits(sentence.encoder, sentence.settings, dtype):
+        return engine
+    from ipfs_accelerate_node.inference.torch.packed_engine import packed_engine
+
+    return packed_engine(engine, encoder, sentence.settings, dense)

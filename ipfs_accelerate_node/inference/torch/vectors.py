@@ -65,11 +65,16 @@ def finish(
     hidden: (batch, tokens, width) of any float. mask: (batch, tokens), True for real tokens, which come first.
     """
     wide = hidden.float()
-    pooled = torch.cat([pool(mode, wide, mask) for mode in settings.pooling], dim=1)
+    pooled = through_dense(torch.cat([pool(mode, wide, mask) for mode in settings.pooling], dim=1), dense)
+    return functional.normalize(pooled, dim=1) if settings.normalize else pooled, pooled
+
+
+def through_dense(pooled: Tensor, dense: Sequence[DenseWeights]) -> Tensor:
+    """(batch, out) of (batch, into), both f32."""
     for layer in dense:
         activation = _DENSE_ACTIVATION[layer.settings.activation]
         pooled = activation(functional.linear(pooled, layer.weight, layer.bias))
-    return functional.normalize(pooled, dim=1) if settings.normalize else pooled, pooled
+    return pooled
 
 
 def pool(mode: Pooling, hidden: Tensor, mask: Tensor) -> Tensor:
