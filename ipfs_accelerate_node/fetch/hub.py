@@ -1,8 +1,9 @@
 """`hf:org/name[@revision]`: here already, or from peers who have a map of that commit, or from the Hub.
 
-Files come one by one (`hub_receive`), each checked against its oid, and are stored as they come: what was fetched stays
-when the fetch fails or the process dies, and a second try asks only for the rest. When all of them are here they are
-the model. What the Hub itself said decides which bytes are right, whoever sends them.
+Files come one by one (`hub_gathering`), each checked against its oid, and are stored as they come: what was fetched
+stays when the fetch fails or the process dies, and a second try asks only for the rest. When all of them are here they
+are the model; of some of them `hub_selection` tells. What the Hub itself said decides which bytes are right, whoever
+sends them.
 """
 
 from __future__ import annotations
@@ -10,40 +11,53 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from ipfs_accelerate_node.content.build import BuiltTree, tree_dag
-from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.content.build import tree_dag
+from ipfs_accelerate_node.content.selection import Choice, meant
 from ipfs_accelerate_node.errors import (
     AuthRequired,
     BadContent,
-    Conflict,
     IntegrityError,
+    ModelUnsupported,
     NodeError,
     NotFound,
     SourceUnavailable,
     UnsafeContent,
 )
 from ipfs_accelerate_node.fetch.hub_chain import Chain
+from ipfs_accelerate_node.fetch.hub_gathering import Gathering, content_of
+from ipfs_accelerate_node.fetch.hub_here import Paths, already_here, having
 from ipfs_accelerate_node.fetch.hub_nearby import Nearby, hub_provenance, merged, stamped
+from ipfs_accelerate_node.fetch.hub_needs import MAX_GUIDE_BYTES, guides, needed
 from ipfs_accelerate_node.fetch.hub_receive import Receiver, reserved
+from ipfs_accelerate_node.fetch.hub_selection import commit_tree, left_out, paths_here, selections, supersede
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.outcome import Fetched, Progress
 from ipfs_accelerate_node.fetch.threads import in_thread
-from ipfs_accelerate_node.fetch.together import together
 from ipfs_accelerate_node.sources.hub import HubSource
-from ipfs_accelerate_node.sources.hub_answers import HubFile
-from ipfs_accelerate_node.sources.hub_names import DEFAULT_REVISION, HubRepo
-from ipfs_accelerate_node.sources.hub_snapshot import Snapshot, Traffic
+from ipfs_accelerate_node.sources.hub_names import DEFAULT_REVISION, HubRepo, is_commit
+from ipfs_accelerate_node.sources.hub_snapshot import Snapshot
 from ipfs_accelerate_node.store import Store
 from ipfs_accelerate_node.store.single import in_profile
-from ipfs_accelerate_node.store.types import SourceShare, StoredFile, StoredModel
+from ipfs_accelerate_node.store.types import StoredFile, StoredModel
 
 log = logging.getLogger(__name__)
 
-FILES_AT_ONCE = 6
 Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Which:
+    """Of a commit's files those that are wanted. choice: what the user chose; needed: where nothing was chosen, what a
+    loader needs, not all."""
+
+    choice: Choice = field(default_factory=Choice)
+    needed: bool = False
+
+
+ALL = Which()
 
 
 async def fetch_hub(
@@ -54,48 +68,28 @@ async def fetch_hub(
     *,
     name: str | None,
     progress: Report,
+    which: Which = ALL,
     shelf: HubShelf | None = None,
     receiver: Receiver | None = None,
     nearby: Nearby | None = None,
 ) -> Fetched:
-    """The commit that revision means now (default: main), stored like any `add`; hidden files are left out. shelf: what
-    the Hub said is kept there, and is the answer while it cannot be asked. receiver: shares its transfers. nearby: who
-    else may have it; None asks nobody but the Hub.
+    """The commit that revision means now (default: main), stored like any `add`; hidden files are left out. which: some
+    of its files: an incomplete model under the commit's root where that is known, else a selection under a root of its
+    own. shelf: what the Hub said is kept there, and is the answer while it cannot be asked. receiver: shares its
+    transfers. nearby: who else may have it; None asks nobody but the Hub.
 
-    A private or gated repository's model is stored as not public. Raises BadRequest, NotFound, AuthRequired,
-    SourceUnavailable, UnsafeContent, IntegrityError (the Hub sent other bytes twice), QuotaExceeded, StorageError, all
+    A private or gated repository's model is stored as not public. Raises BadRequest, NotFound (also code no_match),
+    AuthRequired, SourceUnavailable, UnsafeContent, ModelUnsupported (a loader could not use it),
+    IntegrityError (the Hub sent other bytes twice), QuotaExceeded, StorageError, all
     with the chain of what was tried in their detail. Cancelling it keeps what is there for the next try.
     """
     progress(Progress(None, 0, "walking", hub.name))
     fetch = _Fetch(store, hub, HubRepo.named(repo), progress, shelf, receiver or Receiver(store), nearby)
     try:
-        fetched = await fetch.run(revision or DEFAULT_REVISION, name)
+        fetched = await fetch.run(revision or DEFAULT_REVISION, name, which)
     except NodeError as exc:
         raise fetch.chain.told(exc) from exc.__cause__
     return replace(fetched, chain=fetch.chain.steps)
-
-
-def stored_commit(store: Store, snapshot: Snapshot, root: str | None = None) -> StoredModel | None:
-    """root: of its model as far as known from elsewhere."""
-    if root is not None and (known := store.model(Cid.parse(root))) is not None:
-        return known
-    for model in store.models():
-        provenance = model.provenance
-        if (provenance.hub_repo, provenance.hub_commit) == (str(snapshot.of_repo), snapshot.commit):
-            return model
-    return None
-
-
-def same_bytes(store: Store, snapshot: Snapshot, file: HubFile, noted: str | None = None) -> StoredFile | None:
-    """A stored file with the oid that the Hub names. For a repository that all may read only one that all may read
-    here: what is private does not become public because a repository names its hash. noted: the CID under which it was
-    stored as this very commit's file, so that one of no model counts too."""
-    oid = bytes.fromhex(file.oid)
-    stored = store.of_oid(oid, file.size, public_only=not snapshot.restricted)
-    if stored is None and noted is not None:
-        own = store.of_oid(oid, file.size)
-        return own if own is not None and own.cid.canonical == Cid.parse(noted).canonical else None
-    return stored
 
 
 @dataclass(slots=True)
@@ -128,29 +122,51 @@ class _Fetch:
         self._shelf = shelf
         self._receiver = receiver
         self._nearby = nearby
-        self._traffic = Traffic()
-        self._copied = 0
-        self._here: dict[str, int] = {}  # of each file the bytes that are here
 
-    async def run(self, revision: str, name: str | None) -> Fetched:
+    async def run(self, revision: str, name: str | None, which: Which) -> Fetched:
         began = time.perf_counter()
+        if (fetched := await self._at_once(revision, name, which)) is not None:
+            return fetched
         said = await self._resolve(revision)
-        model = await in_thread(stored_commit, self._store, said.snapshot, said.kept.root)
-        if model is not None and model.complete and (said.asked or not said.kept.claimed):
-            self.chain.note("here", "used")
-            return await in_thread(_already_here, self._store, model, name)
-        self.chain.note("here", "absent", f"commit {said.snapshot.commit} is not stored whole")
-        fetched = await self._from_peers(said, name)
-        if fetched is None:
-            fetched = await self._from_hub(said, name)
-        shares = merged(fetched.sources, self._share()) if self._traffic.requests else fetched.sources
+        gathering = Gathering(self._store, self._hub, self._receiver, said.kept, self._progress)
+        async with reserved(self._store, 0):  # what is stored on the way is no litter
+            paths = await self._wanted(said, which, gathering)
+            fetched = await self._here(said, paths, name)
+            if fetched is None:
+                paths = await in_thread(self._joined, said, paths)
+                fetched = await self._from_peers(said, paths, name)
+            if fetched is None:
+                fetched = await self._from_hub(said, paths, name, gathering)
+        gone = await in_thread(supersede, self._store, str(self._repo), said.snapshot.commit, fetched.model.root)
         log.info("hub.fetched repo=%s commit=%s root=%s", self._repo, said.snapshot.commit, fetched.model.root)
+        share = gathering.share()
         return replace(
             fetched,
-            sources=shares,
+            model=await in_thread(lambda: self._store.model(fetched.model.root) or fetched.model),
+            sources=merged(fetched.sources, share) if share.requests else fetched.sources,
+            bytes_fetched=min(fetched.bytes_total, fetched.bytes_fetched + share.bytes),
+            already_here=fetched.already_here and not share.bytes,
             seconds=time.perf_counter() - began,
-            bytes_copied=max(fetched.bytes_copied, self._copied),
+            replaced=gone,
         )
+
+    async def _at_once(self, revision: str, name: str | None, which: Which) -> Fetched | None:
+        """What is here of a commit that is known, which never changes: nobody is asked."""
+        if self._shelf is None or not is_commit(revision):
+            return None
+        kept = await in_thread(self._shelf.commit, self._repo, revision)
+        if kept is None or kept.claimed:
+            return None
+        gathering = Gathering(self._store, self._hub, self._receiver, kept, self._progress)
+        files = kept.shown()
+        if which.needed and not which.choice:
+            named = guides(file.path for file in files)
+            if not await gathering.has(file for file in files if file.path in named):
+                return None
+        said = _Said(kept, kept.snapshot, asked=True)
+        paths = await self._wanted(said, which, gathering)
+        model = await in_thread(having, self._store, kept, paths)
+        return None if model is None else await self._taken(said, model, paths, name)
 
     async def _resolve(self, revision: str) -> _Said:
         """The Hub's answer; else what it said last, else what a peer says that it said."""
@@ -186,7 +202,58 @@ class _Fetch:
             return None
         return claim if self._shelf is None else await in_thread(self._shelf.keep, claim, revision)
 
-    async def _from_peers(self, said: _Said, name: str | None, *, again: bool = False) -> Fetched | None:
+    async def _wanted(self, said: _Said, which: Which, gathering: Gathering) -> Paths:
+        """Raises NotFound (code no_match), and as `needed`."""
+        every = frozenset(file.path for file in said.snapshot.files)
+        if which.choice:
+            paths = meant(every, which.choice, f"{self._repo}@{said.snapshot.commit}")
+        elif which.needed:
+            texts = await self._texts(said, guides(every), gathering)
+            paths = needed(every, texts, str(self._repo)) or every
+        else:
+            return None
+        return None if paths == every else paths
+
+    async def _texts(self, said: _Said, paths: frozenset[str], gathering: Gathering) -> dict[str, bytes]:
+        """What stands in the guides, fetched if need be."""
+        files = [file for file in said.snapshot.files if file.path in paths]
+        if large := next((file for file in files if file.size > MAX_GUIDE_BYTES), None):
+            raise ModelUnsupported(f"{large.path} has {large.size} bytes: it is no index", code="bad_weights")
+        try:
+            found = await gathering.bring(files)
+        except AuthRequired:
+            raise
+        except SourceUnavailable as exc:
+            self.chain.note("hub", "failed", exc)
+            if await self._from_peers(said, paths, None, again=True) is None:
+                raise
+            found = await gathering.bring(files)
+        return {path: await in_thread(content_of, file) for path, file in found.items()}
+
+    async def _here(self, said: _Said, paths: Paths, name: str | None) -> Fetched | None:
+        model = await in_thread(having, self._store, said.kept, paths)
+        if model is not None and (said.asked or not said.kept.claimed):
+            return await self._taken(said, model, paths, name)
+        what = "whole" if paths is None else "with all that is wanted of it"
+        self.chain.note("here", "absent", f"commit {said.snapshot.commit} is not stored {what}")
+        return None
+
+    async def _taken(self, said: _Said, model: StoredModel, paths: Paths, name: str | None) -> Fetched:
+        fetched = await in_thread(already_here, self._store, model, name)
+        self.chain.note("here", "used")
+        return replace(fetched, bytes_total=_size(said.snapshot, paths))
+
+    def _joined(self, said: _Said, paths: Paths) -> Paths:
+        """With what was chosen earlier: it is to be part of the same model."""
+        if paths is None:
+            return None
+        for part in selections(self._store, str(self._repo), said.snapshot.commit):
+            if part.provenance.shared_at is None:
+                paths |= paths_here(self._store, part)
+        every = {file.path for file in said.snapshot.files}
+        return None if paths >= every else paths & every
+
+    async def _from_peers(self, said: _Said, paths: Paths, name: str | None, *, again: bool = False) -> Fetched | None:
         """By CID, from peers and the Hub together. None where no map leads to it, or one that turned out false."""
         snapshot = said.snapshot
         if self._nearby is None or snapshot.restricted:
@@ -203,8 +270,9 @@ class _Fetch:
                 None if again or not said.asked else self._hub,
                 self._progress,
                 everyone=again or not said.asked,
+                only=paths,
             )
-            label = partial(self._label, said, claim, fetched, name)
+            label = partial(self._label, said, claim, fetched, paths, name)
             model = await in_thread(label)
         except (SourceUnavailable, IntegrityError, BadContent, UnsafeContent, NotFound) as exc:
             self.chain.note("map", "refused" if isinstance(exc, IntegrityError) else "failed", exc)
@@ -215,124 +283,80 @@ class _Fetch:
         self.chain.note("map", "used", f"root {claim.root} by {claim.source}, {whose}")
         return replace(fetched, model=model)
 
-    def _label(self, said: _Said, claim: KeptCommit, fetched: Fetched, name: str | None) -> StoredModel:
+    def _label(self, said: _Said, claim: KeptCommit, fetched: Fetched, paths: Paths, name: str | None) -> StoredModel:
         self._store.pin(fetched.model.root)
         if name is not None:
             self._store.set_name(fetched.model.root, name)
         if self._shelf is not None:
-            cids = {file.path: str(file.cid) for file in fetched.plan.files}
+            came = [file for file in fetched.plan.files if paths is None or file.path in paths]
+            cids = {file.path: str(file.cid) for file in came}
             self._shelf.note_cids(self._repo, said.snapshot.commit, cids, str(fetched.model.root))
         model = self._store.model(fetched.model.root)
         if model is None:
             raise NotFound(f"{fetched.model.root} was removed meanwhile", cid=str(fetched.model.root))
         return stamped(self._store, model, said.kept)
 
-    async def _from_hub(self, said: _Said, name: str | None) -> Fetched:
+    async def _from_hub(self, said: _Said, paths: Paths, name: str | None, gathering: Gathering) -> Fetched:
         """From the Hub alone; when it goes away on the way, the rest from whoever has it."""
         snapshot = said.snapshot
+        files = [file for file in snapshot.files if paths is None or file.path in paths]
         try:
-            async with reserved(self._store, 0):  # what is stored on the way is no litter
-                found = await self._gather(said.kept, snapshot)
-                self._tell(snapshot, "committing")
-                built, model = await in_thread(self._commit, said.kept, found, name)
+            found = await gathering.bring(files)
+            gathering.tell("committing")
+            fetched = await in_thread(self._commit, said.kept, found, name, gathering)
         except AuthRequired as exc:
             self.chain.note("hub", "refused", exc)
             raise
         except SourceUnavailable as exc:
             self.chain.note("hub", "failed", exc)
-            fetched = await self._from_peers(said, name, again=True)
-            if fetched is None:
+            nearby = await self._from_peers(said, paths, name, again=True)
+            if nearby is None:
                 raise
-            return fetched
+            return nearby
         except NodeError as exc:
             self.chain.note("hub", "refused", exc)
             raise
         self.chain.note("hub", "used")
+        return fetched
+
+    def _commit(
+        self, kept: KeptCommit, found: dict[str, StoredFile], name: str | None, gathering: Gathering
+    ) -> Fetched:
+        """Under the commit's root if all its files are here, or their CIDs known; else as a selection."""
+        snapshot = kept.snapshot
+        built = {path: in_profile(self._store, file.cid) for path, file in found.items()}
+        whole = len(found) == len(snapshot.files)
+        tree = None if whole else commit_tree(self._store, kept, built)
+        is_part = tree is None and not whole
+        if tree is None:
+            tree = tree_dag(built)
+        provenance = hub_provenance(str(snapshot.of_repo), snapshot.commit, gathering.share())
+        model = self._store.commit(
+            tree.plan,
+            tree.nodes,
+            name=name,
+            public=not snapshot.restricted,
+            provenance=replace(provenance, selection=left_out(snapshot, found) if is_part else None),
+            paths=None if whole or is_part else frozenset(found),
+        )
+        if model.provenance.selection is not None and not is_part:  # of another commit: this one is just that
+            model = self._store.set_provenance(model.root, provenance)
         if self._shelf is not None:
-            cids = {file.path: str(file.cid) for file in built.plan.files}
-            await in_thread(self._shelf.note_cids, self._repo, snapshot.commit, cids, str(model.root))
+            cids = {path: str(file.cid) for path, file in built.items()}
+            self._shelf.note_cids(self._repo, snapshot.commit, cids, None if is_part else str(model.root))
         return Fetched(
-            model=model,
-            plan=built.plan,
-            nodes=tuple(built.nodes),
-            bytes_total=built.plan.size_bytes,
-            bytes_fetched=self._traffic.bytes,
-            bytes_copied=self._copied,
+            model=model if is_part else stamped(self._store, model, kept),
+            plan=tree.plan,
+            nodes=tuple(tree.nodes),
+            bytes_total=sum(file.size for file in found.values()),
+            bytes_fetched=0,  # but for what the gathering counts
+            bytes_copied=0,
             seconds=0.0,
             sources=(),
             already_here=False,
+            bytes_here=gathering.here_bytes,
         )
 
-    async def _gather(self, kept: KeptCommit, snapshot: Snapshot) -> dict[str, StoredFile]:
-        """Every file of snapshot, verified and stored, by path. The room for all of them is held first."""
-        found: dict[str, StoredFile] = {}
-        known = await in_thread(self._known, kept, snapshot)
-        lacking = {file.oid: file for file in snapshot.files if file.path not in known}
-        for file in (file for file in snapshot.files if file.path in known):
-            found[file.path] = known[file.path]
-            self._here[file.path] = file.size
-        self._copied = sum(file.size for file in known.values())
-        left = sum(file.size for file in lacking.values())
-        brought = await in_thread(lambda: sum(self._store.unnamed.brought(f.oid, f.size) for f in lacking.values()))
-        async with reserved(self._store, max(0, left - brought)):
-            self._tell(snapshot)
-            await together((partial(self._bring, snapshot, file, found) for file in lacking.values()), FILES_AT_ONCE)
-        for file in snapshot.files:  # the same bytes at another path came once
-            if file.path not in found:
-                found[file.path] = found[lacking[file.oid].path]
-        return found
 
-    def _known(self, kept: KeptCommit, snapshot: Snapshot) -> dict[str, StoredFile]:
-        noted = kept.cids
-        stored = ((f.path, same_bytes(self._store, snapshot, f, noted.get(f.path))) for f in snapshot.files)
-        return {path: file for path, file in stored if file is not None}
-
-    async def _bring(self, snapshot: Snapshot, file: HubFile, found: dict[str, StoredFile]) -> None:
-        def report(file_bytes: int) -> None:
-            self._here[file.path] = file_bytes
-            self._tell(snapshot)
-
-        found[file.path] = await self._receiver.bring(self._hub, snapshot, file, self._traffic, report)
-        self._here[file.path] = file.size
-        self._tell(snapshot)
-
-    def _tell(self, snapshot: Snapshot, phase: str = "fetching") -> None:
-        self._progress(Progress(snapshot.size_bytes, sum(self._here.values()), phase, self._hub.name))
-
-    def _commit(
-        self, kept: KeptCommit, found: dict[str, StoredFile], name: str | None
-    ) -> tuple[BuiltTree, StoredModel]:
-        snapshot = kept.snapshot
-        built = tree_dag({path: in_profile(self._store, file.cid) for path, file in found.items()})
-        model = self._store.commit(
-            built.plan,
-            built.nodes,
-            name=name,
-            public=not snapshot.restricted,
-            provenance=hub_provenance(str(snapshot.of_repo), snapshot.commit, self._share()),
-        )
-        return built, stamped(self._store, model, kept)
-
-    def _share(self) -> SourceShare:
-        traffic = self._traffic
-        return SourceShare(self._hub.name, "hub", traffic.bytes, traffic.requests, traffic.rejected)
-
-
-def _already_here(store: Store, model: StoredModel, name: str | None) -> Fetched:
-    plan = store.plan(model.root)
-    if plan is None:
-        raise Conflict(f"{model.root} has just been removed; ask again")
-    if name is not None:
-        store.set_name(model.root, name)
-        model = store.model(model.root) or model
-    return Fetched(
-        model=model,
-        plan=plan,
-        nodes=tuple(store.nodes(model.root)),
-        bytes_total=plan.size_bytes,
-        bytes_fetched=0,
-        bytes_copied=0,
-        seconds=0.0,
-        sources=(),
-        already_here=True,
-    )
+def _size(snapshot: Snapshot, paths: Paths) -> int:
+    return sum(file.size for file in snapshot.files if paths is None or file.path in paths)

@@ -138,7 +138,7 @@ class Auditor:
         except SourceUnavailable:
             ref = await in_thread(self._shelf.ref, repo, revision)
             kept = None if ref is None else await in_thread(self._shelf.commit, repo, ref[0])
-            if kept is None or kept.claimed:
+            if kept is None or not kept.confirmed:
                 raise
             return kept, "shelf"
 

@@ -195,7 +195,7 @@ class Claims:
         """Whether a map agrees with itself, and with what the Hub said as far as that is here. Else it is refuted."""
         found, envelope = kept.opened.map, kept.opened.envelope_cid
         said = self._shelf.commit(HubRepo(found.repo, found.repo_type), found.commit)
-        known = said is not None and not said.claimed
+        known = said is not None and said.confirmed
         if envelope in self._held and (self._held[envelope] or not known):
             return True
         wrong = fault(found, said) if said is not None and known else own_fault(found)

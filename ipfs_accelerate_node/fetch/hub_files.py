@@ -28,10 +28,11 @@ from ipfs_accelerate_node.fetch.hub_receive import Receiver, reserved
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.sources.hub import HubSource
-from ipfs_accelerate_node.sources.hub_answers import TreeEntry
+from ipfs_accelerate_node.sources.hub_answers import HubFile, TreeEntry
 from ipfs_accelerate_node.sources.hub_names import is_hidden
 from ipfs_accelerate_node.sources.hub_snapshot import Traffic
 from ipfs_accelerate_node.store import Store, StoredFile, StoredModel
+from ipfs_accelerate_node.store.copying import copy_in
 from ipfs_accelerate_node.store.single import empty, in_profile
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,22 @@ class HubFiles:
     def here(self, kept: KeptCommit, entry: TreeEntry) -> StoredFile | None:
         """The file if it is stored, whoever brought it: found by its oid, so whatever CIDs a map names. Of what only a
         peer claims, public files alone: else it could name any file of ours by its hash and so have it given away.
-        Blocks."""
-        return self._store.of_oid(bytes.fromhex(entry.file.oid), entry.size, public_only=kept.claimed)
+        Hidden ones that were seen before are taken into the store again. Blocks."""
+        stored = self._store.of_oid(bytes.fromhex(entry.file.oid), entry.size, public_only=kept.claimed)
+        if stored is None and is_hidden(entry.path) and not kept.claimed:
+            return self._hidden(entry.file)
+        return stored
+
+    def _hidden(self, file: HubFile) -> StoredFile | None:
+        seen = self._shelf.hidden.find(file)
+        if seen is None:
+            return None
+        try:
+            with self._store.reserve(file.size) as room, seen.open("rb") as source:
+                return copy_in(self._store, source.fileno(), file.oid, file.path, room)
+        except (OSError, NodeError) as exc:
+            log.info("hub.hidden_not_taken path=%s reason=%s", ascii(file.path[:200]), exc)
+            return None
 
     async def bring(self, kept: KeptCommit, entry: TreeEntry, token: str | None) -> StoredFile:
         """Into the store: by CID from peers and the Hub together where a map leads to it, else from the Hub; when that
@@ -140,6 +155,8 @@ class HubFiles:
             if any(other.size == 0 for other in kept.shown()):  # clients make those themselves
                 async with self._emptying:
                     await in_thread(empty, self._store)
+            if is_hidden(entry.path):
+                await in_thread(self._shelf.hidden.keep_file, entry.file, stored.path)
             log.info("hub.file repo=%s path=%s bytes=%d", kept.repo, entry.path, traffic.bytes)
             await in_thread(self._shelf.note_cids, kept.of_repo, kept.commit, {entry.path: str(stored.cid)})
             model = await in_thread(self._assembled, kept)

@@ -40,9 +40,10 @@ class MapMaker:
         self._store = store
 
     def own(self, kept: KeptCommit, *, thorough: bool = False) -> KeptMap | None:
-        """Our map of that commit, made or renewed if need be; None where not all of it is here and public, or the Hub
-        said that it is not for all. thorough: looks for each file, also where none was noted. Raises StorageError."""
-        if kept.claimed or (kept.restricted and not self._is_shared(kept)):
+        """Our map of that commit, made or renewed if need be; None where not all of it is here and public, the Hub
+        said that it is not for all, or never said which files it has. thorough: looks for each file, also where none
+        was noted. Raises StorageError."""
+        if not kept.confirmed or (kept.restricted and not self._is_shared(kept)):
             return None
         repo, commit = kept.of_repo, kept.commit
         here = self.maps.own(repo, commit)
@@ -58,9 +59,11 @@ class MapMaker:
 
     def _is_shared(self, kept: KeptCommit) -> bool:
         """Whether its user said that strangers may have it."""
-        came = [model.provenance for model in self._store.models() if model.public]
-        same = [p for p in came if (p.hub_repo, p.hub_commit) == (str(kept.of_repo), kept.commit)]
-        return any(provenance.shared_at is not None for provenance in same)
+        of_commit = (str(kept.of_repo), kept.commit)
+        shared = [m for m in self._store.models() if m.public and m.provenance.shared_at is not None]
+        return any(
+            (m.provenance.hub_repo, m.provenance.hub_commit) == of_commit or str(m.root) == kept.root for m in shared
+        )
 
     def note(self, kept: KeptCommit) -> None:
         """All of a commit may be here now: its map is made. A failure is no failure of the fetch."""

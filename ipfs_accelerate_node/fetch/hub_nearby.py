@@ -152,32 +152,49 @@ def oid_of(store: Store, stored: StoredFile, like: HubFile) -> str:
     return digest.hexdigest()
 
 
-def hub_provenance(repo: str, commit: str, *shares: SourceShare) -> Provenance:
+def hub_provenance(repo: str, commit: str, *shares: SourceShare, claimed_by: str | None = None) -> Provenance:
     """Of a model that was made here, now, of a commit's files. repo: as `HubRepo` is written. shares: what each
-    source gave."""
+    source gave. claimed_by: who says that these are its files, where the Hub did not."""
+    by = "" if claimed_by is None else f" as {claimed_by} claims"
     return Provenance(
         kind="hf",
-        reference=f"hf:{repo}@{commit}",
+        reference=f"hf:{repo}@{commit}{by}",
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         sources=shares,
         profile=PROFILE_NAME,
         hub_repo=repo,
-        hub_commit=commit,
+        hub_commit=commit if claimed_by is None else None,
+        claimed_commit=None if claimed_by is None else commit,
     )
 
 
 def stamped(store: Store, model: StoredModel, kept: KeptCommit) -> StoredModel:
-    """A model that came by CID, as that commit's. Of a peer's claim only the repository is noted: that it is this very
-    commit only the Hub can say."""
-    commit = None if kept.claimed else kept.commit
-    known, repo = model.provenance, str(kept.of_repo)
-    if known.hub_commit is not None or (known.hub_repo, commit) == (repo, None):
+    """A model that came by CID, or by a claim before, as that commit's. That it is this very commit only the Hub can
+    say: of anybody else it is noted as the claim that it is."""
+    known, repo, sure = model.provenance, str(kept.of_repo), kept.confirmed
+    if known.hub_commit is not None or (not sure and (known.hub_repo, known.claimed_commit) == (repo, kept.commit)):
         return model
-    by = f" as {kept.source} claims" if kept.claimed else ""
-    reference = f"hf:{repo}@{kept.commit}{by}" if known.kind == "cid" else known.reference
-    kind = "hf" if known.kind == "cid" else known.kind
-    changed = replace(known, kind=kind, reference=reference, hub_repo=repo, hub_commit=commit)
+    by = "" if sure else f" as {kept.source} claims"
+    is_ours = known.kind == "cid" or known.claimed_commit is not None
+    changed = replace(
+        known,
+        kind="hf" if is_ours else known.kind,
+        reference=f"hf:{repo}@{kept.commit}{by}" if is_ours else known.reference,
+        hub_repo=repo,
+        hub_commit=kept.commit if sure else None,
+        claimed_commit=None if sure else kept.commit,
+    )
     return store.set_provenance(model.root, changed)
+
+
+def confirmed(store: Store, model: StoredModel, kept: KeptCommit) -> StoredModel:
+    """A stored model of that root, which so far was somebody's claim, once the Hub itself has said what the commit is:
+    no claim any more, and for everybody if the Hub says so."""
+    if model.provenance.claimed_commit is None or not kept.confirmed:
+        return model
+    if not kept.restricted:
+        store.set_public(model.root, True)
+    return stamped(store, model, kept)
 
 
 def merged(shares: Iterable[SourceShare], further: SourceShare) -> tuple[SourceShare, ...]:

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ipfs_accelerate_node.fetch.hub_hidden import HiddenFiles
 from ipfs_accelerate_node.sources.hub_answers import About, Commit, HubFile, TreeEntry
 from ipfs_accelerate_node.sources.hub_names import HubRepo, Kind, is_commit, is_hidden
 from ipfs_accelerate_node.sources.hub_snapshot import Snapshot
@@ -32,6 +33,7 @@ from ipfs_accelerate_node.store.disk import open_directory, read_file, write_fil
 log = logging.getLogger(__name__)
 
 SHELF = "shelf"  # under <cache>/hub
+CACHE = "huggingface cache"  # the source of what only a user's cache said
 VERSION = 1
 MAX_FILE_BYTES = 32 << 20  # of 10,000 files with long paths about 5 MB
 MAX_REFS = 1000  # of a repository; the longest unasked goes first
@@ -42,7 +44,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class KeptCommit:
-    """source: who said so, the Hub's origin or a peer's URL. claimed: a peer said so and the Hub could not be asked.
+    """source: who said so, the Hub's origin, a peer, or the user's own cache. claimed: a peer said so and the Hub could
+    not be asked.
     root: of the model that its files, without hidden ones, make; cids: of its files. Both as far as known."""
 
     kind: Kind
@@ -65,6 +68,11 @@ class KeptCommit:
     @property
     def of_repo(self) -> HubRepo:
         return HubRepo(self.repo, self.kind)
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the Hub itself said so: neither a peer, nor what lay in the user's cache."""
+        return not self.claimed and self.source != CACHE
 
     @property
     def snapshot(self) -> Snapshot:
@@ -107,6 +115,7 @@ class HubShelf:
     def __init__(self, cache: Path, *, now_s: Callable[[], float] = time.time) -> None:
         self.rooted: Callable[[KeptCommit], None] = lambda _: None  # told of each root that is noted; may block
         self._root = cache / "hub" / SHELF
+        self.hidden = HiddenFiles(cache)
         self._now_s = now_s
         for left in self._root.glob("*/*.tmp"):  # by a crash
             left.unlink(missing_ok=True)

@@ -116,4 +116,5 @@ class Catalogue:
 
 def _is_of_hub(provenance: Provenance, repo: str, revision: str) -> bool:
     """Without a revision any commit that is here: what main is now only the Hub knows, and only `pin` asks it."""
-    return provenance.hub_repo == repo and revision in (DEFAULT_REVISION, provenance.hub_commit)
+    commits = (provenance.hub_commit, provenance.claimed_commit)
+    return provenance.hub_repo == repo and revision in (DEFAULT_REVISION, *commits)

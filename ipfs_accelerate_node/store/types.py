@@ -45,8 +45,9 @@ class Selection:
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """Where a model came from. at: ISO 8601, UTC. profile: import settings, where the root was made here. shared_at:
-    when the user said that strangers may have it, whatever the Hub says. selection: it has some of the commit's files
-    under a root of its own, which is not the commit's; None for all else."""
+    when the user said that strangers may have it, whatever the Hub says. claimed_commit: what a peer, or the user's own
+    cache, says that it is, and the Hub never did. selection: it has some of the commit's files under a root of its own,
+    which is not the commit's; None for all else."""
 
     kind: Literal["cid", "hf", "local"]
     reference: str
@@ -55,6 +56,7 @@ class Provenance:
     profile: str | None = None
     hub_repo: str | None = None
     hub_commit: str | None = None
+    claimed_commit: str | None = None
     shared_at: str | None = None
     selection: Selection | None = None
 

@@ -104,7 +104,7 @@ class Hydration:
         content = self.content(ref)
         with self._held(content):
             done = write(content, cache_dir, ways)
-        self._watch.note(content.cids[file.path] for file in done.files if file.how == "hard")
+        self._watch.note(content.cids[f.path] for f in done.files if f.how == "hard" and f.path in content.cids)
         log.info("hydrate.done repo=%s commit=%s files=%d", done.repo, done.commit, len(done.files))
         return done
 
@@ -116,7 +116,8 @@ class Hydration:
             return self._of_hub(HubRepo(reference.repo, reference.kind), checked_revision(reference.revision), model)
         if model is None:
             raise NotFound(f"{ref} is not in the store", code="model_not_found")
-        repo, commit = model.provenance.hub_repo, model.provenance.hub_commit
+        repo = model.provenance.hub_repo
+        commit = model.provenance.hub_commit or model.provenance.claimed_commit
         if repo is None or commit is None:
             return self._plain(model)
         return self._of_hub(HubRepo.named(repo), commit, model)
@@ -135,7 +136,7 @@ class Hydration:
     def _of_hub(self, repo: HubRepo, revision: str, model: StoredModel | None) -> Content:
         """Of the commit that revision means, if all of its model is here; else of the one whose model is stored."""
         meant = self._shelf.ref(repo, revision)
-        stored = model.provenance.hub_commit if model is not None else None
+        stored = None if model is None else model.provenance.hub_commit or model.provenance.claimed_commit
         found: list[Content] = []
         for commit in dict.fromkeys(c for c in (meant and meant[0], stored) if c is not None):
             kept = self._shelf.commit(repo, commit)
@@ -163,6 +164,8 @@ class Hydration:
             stored = self._store.of_oid(bytes.fromhex(oid), entry.size, public_only=kept.claimed)
             if stored is not None:
                 files[entry.path], cids[entry.path] = Blob(oid, stored.size, stored.path), stored.cid
+            elif is_hidden(entry.path) and (seen := self._shelf.hidden.find(entry.file)) is not None:
+                files[entry.path] = Blob(oid, entry.size, seen)
         refs = {
             name: ref.asked_s for name, ref in self._shelf.refs(kept.of_repo).refs.items() if ref.commit == kept.commit
         }
