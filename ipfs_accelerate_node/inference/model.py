@@ -175,6 +175,15 @@ class Generated(msgspec.Struct, tag=True, frozen=True):
     truncated: bool = False
 
 
+class Timing(msgspec.Struct, frozen=True, array_like=True):
+    """Seconds of a request's way through the node: waiting, at the tokenizer, and in passes that it shared."""
+
+    queue_s: float = 0.0
+    tokenize_s: float = 0.0
+    compute_s: float = 0.0
+
+
+NO_TIME = Timing()
 Output = Vector | Scores | Entities | Fills | Generated
 
 
@@ -250,18 +259,20 @@ class LoadedModel:
 @dataclass(frozen=True, slots=True, eq=False)
 class Inferred:
     """outputs: one per item, in their order. tokens: real ones that went through the model. seconds: queued and
-    computed."""
+    computed; timing: where they went."""
 
     outputs: tuple[Output, ...]
     model: LoadedModel
     tokens: int
     seconds: float
+    timing: Timing = NO_TIME
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embeddings:
     """vectors: (inputs, width) float32, row i for input i. prompt_tokens: real tokens that went through the model,
-    special ones included. truncated: how many inputs were cut to the model's max_tokens. seconds: queued and computed.
+    special ones included. truncated: how many inputs were cut to the model's max_tokens. seconds: queued and computed;
+    timing: where they went.
     """
 
     vectors: NDArray[np.float32]
@@ -269,6 +280,43 @@ class Embeddings:
     model: LoadedModel
     seconds: float
     truncated: int = 0
+    timing: Timing = NO_TIME
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """What a loaded model is at, and what it did since it was loaded.
+
+    waiting: requests in the daemon; flying: those that its worker has. waiting_tokens: of both, estimated until they
+    are tokenized. rows, tokens, padded: that went through the model, ``padded`` with padding; last_*: of its last pass.
+    dropped: requests whose caller had gone; expired: whose deadline had passed; shed: that were refused at once.
+    shared: answered by the computation of an identical one. tokens_per_s: as measured lately, 0 while unknown.
+    """
+
+    model: str
+    root: str
+    task: str
+    waiting: int
+    flying: int
+    waiting_tokens: int
+    requests: int
+    failed: int
+    dropped: int
+    expired: int
+    shed: int
+    shared: int
+    passes: int
+    rows: int
+    tokens: int
+    padded: int
+    truncated: int
+    last_rows: int
+    last_tokens: int
+    last_padded: int
+    tokenize_s: float
+    queue_s: float
+    compute_s: float
+    tokens_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
