@@ -26,6 +26,7 @@ from ipfs_accelerate_node.api import (
 from ipfs_accelerate_node.api.access import Gate
 from ipfs_accelerate_node.api.browser import Origins
 from ipfs_accelerate_node.api.context import CONFIG, GIVING, HUB_GIVING, KEYS, LEAF_MAPS, LISTINGS, NODE
+from ipfs_accelerate_node.api.dashboard import routes as dashboard
 from ipfs_accelerate_node.api.delivery import LeafMaps
 from ipfs_accelerate_node.api.hub_listings import Listings
 from ipfs_accelerate_node.api.keys import KeyRing
@@ -47,6 +48,7 @@ ROUTES = (
     *storage.ROUTES,
     *peers_routes.ROUTES,
     *pins.ROUTES,
+    *dashboard.ROUTES,
     *uploads.ROUTES,
     *hf_cache.ROUTES,
     *hub_maps.ROUTES,

@@ -15,11 +15,12 @@ from aiohttp import web
 
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import read_json
-from ipfs_accelerate_node.api.context import node
+from ipfs_accelerate_node.api.context import CONFIG, node
 from ipfs_accelerate_node.api.pipeline import TRAFFIC, Route
 from ipfs_accelerate_node.api.wire import ReportRequest, json_bytes, json_reply
-from ipfs_accelerate_node.benchmarks.cells import Cell
-from ipfs_accelerate_node.benchmarks.report import Step, report
+from ipfs_accelerate_node.benchmarks.cells import Cell, Report
+from ipfs_accelerate_node.benchmarks.last_report import keep_report
+from ipfs_accelerate_node.benchmarks.report import Step, Tell, report
 from ipfs_accelerate_node.errors import Conflict, NodeError, Unavailable, problem
 
 PING_S = 15.0
@@ -36,8 +37,14 @@ async def make_report(request: web.Request) -> web.StreamResponse:
     async with lock:
         if "text/event-stream" in request.headers.get("Accept", ""):
             return await _streamed(request, body)
-        made = await report(node(request), refs=body.refs, devices=body.devices, precisions=body.precisions)
-        return json_reply(msgspec.to_builtins(made))
+        return json_reply(msgspec.to_builtins(await _made(request, body)))
+
+
+async def _made(request: web.Request, body: ReportRequest, tell: Tell = lambda _: None) -> Report:
+    """Kept for who looks later."""
+    made = await report(node(request), refs=body.refs, devices=body.devices, precisions=body.precisions, tell=tell)
+    await asyncio.to_thread(keep_report, request.app[CONFIG].cache, made)
+    return made
 
 
 async def _streamed(request: web.Request, body: ReportRequest) -> web.StreamResponse:
@@ -57,7 +64,7 @@ async def _make(request: web.Request, body: ReportRequest, queue: asyncio.Queue[
         queue.put_nowait(("cell" if isinstance(news, Cell) else "step", news))
 
     try:
-        made = await report(node(request), refs=body.refs, devices=body.devices, precisions=body.precisions, tell=tell)
+        made = await _made(request, body, tell)
     except NodeError as exc:
         queue.put_nowait(("failed", problem(exc)))
     else:

@@ -61,6 +61,7 @@ COMMANDS = {
     "results": ("results", "Ask other nodes how a model runs on their hardware."),
     "peers": ("peers", "List, add and remove the nodes that this one asks."),
     "report": ("report", "Run every model on every device and say what is REAL, how fast, and by what evidence."),
+    "dashboard": ("dashboard", "Show the daemon in a browser: models, pins, results, devices, peers."),
     "keys": ("keys", "Make, list and remove API keys."),
     "doctor": ("doctor", "Say what is there, what is missing and how to mend it."),
 }
