@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,7 @@ import pytest_asyncio
 from yarl import URL
 
 from ipfs_accelerate_node.api import app as user_app
-from ipfs_accelerate_node.api.listener import listening
-from ipfs_accelerate_node.api.peers_app import build_peers_app
-from ipfs_accelerate_node.api.peers_connection import Allowances, Limits
+from ipfs_accelerate_node.api.peers_connection import Limits
 from ipfs_accelerate_node.api.pipeline import TRAFFIC
 from ipfs_accelerate_node.benchmarks import RecordShelf
 from ipfs_accelerate_node.content.cid import Cid
@@ -31,6 +27,7 @@ from ipfs_accelerate_node.records.key import NodeKey
 from ipfs_accelerate_node.records.request import SIGNATURE, TIME, Asked, sign
 from ipfs_accelerate_node.store import Provenance
 from ipfs_accelerate_node.store.ingest import ingest
+from tests.support.peers import listener
 from tests.support.running import Reply, Running, model, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -59,16 +56,6 @@ class Door:
     async def signed(self, path: str, *, now: float | None = None, to: str | None = None) -> dict[str, str]:
         own = self.here.node.key.peer_id
         return sign(ASKER, Asked("GET", path), to=to or own, now=time.time() if now is None else now)
-
-
-@asynccontextmanager
-async def listener(here: Running, limits: Limits | None = None) -> AsyncIterator[int]:
-    allowances = Allowances(limits)
-    app = build_peers_app(here.served.app, allowances)
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        sock.setblocking(False)
-        async with listening(app, sock, accept=allowances.accept):
-            yield sock.getsockname()[1]
 
 
 def private_model(here: Running, folder: Path) -> str:

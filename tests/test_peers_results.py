@@ -264,3 +264,22 @@ def test_bounds_of_the_book(tmp_path: Path) -> None:
     with pytest.raises(BadRequest):
         book(tmp_path, tunnels=False).add(key(1).peer_id)
     assert MAX_PEERS == 256
+
+
+def test_the_list_of_keys(tmp_path: Path) -> None:
+    def known() -> PeerBook:
+        return PeerBook(tmp_path, (), own=key(2).peer_id, tunnels=False, allowed=(key(2).peer_id,))
+
+    first = known()
+    assert first.allow(f"/p2p/{key(3).peer_id}") == key(3).peer_id
+    first.add("http://a.example")
+    assert known().allowed == {key(3).peer_id, key(2).peer_id}
+    assert known().deny(key(3).peer_id) == key(3).peer_id
+    assert first.added == ("http://a.example",)
+    with pytest.raises(BadRequest, match="configuration"):
+        known().deny(key(2).peer_id)
+    with pytest.raises(NotFound):
+        known().deny(key(3).peer_id)
+    for text in ("http://a.example", "", "Qm" + "a" * 44, "12D3KooW" + "z" * 43):
+        with pytest.raises(BadRequest):
+            known().allow(text)

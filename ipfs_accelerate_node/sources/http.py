@@ -7,6 +7,7 @@ transfer: only silence (or a trickle below MIN_BYTES_PER_S) ends it, so a slow l
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -199,7 +200,8 @@ class GuardedSession:
         with _typed(asked, self.pace.first_byte_s, "source_unavailable"):
             self._guard.check_host(origin.host, origin.port)
             async with asyncio.timeout(self.pace.first_byte_s):
-                return await self._client().request(method, url, headers=headers, data=body, allow_redirects=False)
+                data = None if body is None else io.BytesIO(body)  # sent piece by piece
+                return await self._client().request(method, url, headers=headers, data=data, allow_redirects=False)
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
