@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 from ipfs_accelerate_node.content.build import BuiltFile, BuiltTree, tree_dag
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.dag_bytes import dag_bytes
 from ipfs_accelerate_node.errors import Conflict, NodeError, NotFound
 from ipfs_accelerate_node.fetch.hub_shelf import KeptCommit
-from ipfs_accelerate_node.sources.hub_answers import HubFile
 from ipfs_accelerate_node.sources.hub_snapshot import Snapshot
 from ipfs_accelerate_node.store import Store, StoredModel
 from ipfs_accelerate_node.store.types import Selection
@@ -59,23 +57,27 @@ def left_out(snapshot: Snapshot, chosen: Iterable[str]) -> Selection:
     return Selection(tuple(named), len(others), sum(file.size for file in others))
 
 
-def commit_tree(snapshot: Snapshot, kept: KeptCommit, built: Mapping[str, BuiltFile]) -> BuiltTree | None:
+def commit_tree(store: Store, kept: KeptCommit, built: Mapping[str, BuiltFile]) -> BuiltTree | None:
     """The whole commit's tree, with the root that is known of it, where only some of its files are built: the others
-    have CIDs that are known here, but no leaves. None where not all are known, or they do not make that root."""
+    have CIDs that are known here, but mostly no leaves. None where not all are known, or they do not make that root.
+    Blocks."""
     if kept.root is None or kept.claimed:
         return None
+    plan = store.plan(Cid.parse(kept.root))
+    planned = {} if plan is None else {file.path: file for file in plan.files}
     files: dict[str, BuiltFile] = {}
-    for file in snapshot.files:
-        own, cid = built.get(file.path), kept.cids.get(file.path)
-        if own is None and cid is None:
+    for file in kept.shown():
+        listed, noted = planned.get(file.path), kept.cids.get(file.path)
+        if file.path in built:
+            files[file.path] = built[file.path]
+        elif listed is not None:
+            files[file.path] = BuiltFile(listed.cid, listed.size, listed.leaves, (), dag_bytes(listed.size))
+        elif noted is not None:
+            files[file.path] = BuiltFile(Cid.parse(noted), file.size, (), (), dag_bytes(file.size))
+        else:
             return None
-        files[file.path] = own if own is not None else _unopened(file, Cid.parse(str(cid)))
     tree = tree_dag(files)
     return tree if tree.plan.root == Cid.parse(kept.root).canonical else None
-
-
-def _unopened(file: HubFile, cid: Cid) -> BuiltFile:
-    return BuiltFile(cid, file.size, (), (), dag_bytes(file.size))
 
 
 def supersede(store: Store, repo: str, commit: str, by: Cid) -> tuple[Cid, ...]:
@@ -110,8 +112,3 @@ def _bequeath(store: Store, model: StoredModel, heir: StoredModel) -> None:
         store.remove(model.root)
     except Conflict:
         store.set_announce(model.root, False)
-
-
-def marked(store: Store, model: StoredModel, selection: Selection | None) -> StoredModel:
-    """A model as a selection, or, with None, as what it is in full."""
-    return store.set_provenance(model.root, replace(model.provenance, selection=selection))

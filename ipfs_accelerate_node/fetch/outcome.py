@@ -43,8 +43,9 @@ class Progress:
 class Fetched:
     """A committed model and what it cost.
 
-    nodes: every node block of the plan, for seeding. bytes_fetched came from sources, bytes_copied from files that were
-    here; together with what an earlier try left they make bytes_total. already_here: nothing was asked of anyone.
+    nodes: every node block of the plan, for seeding. bytes_total: of the files that were asked for: bytes_fetched came
+    from sources, bytes_copied from other files' leaves, bytes_here was here already, also as what an earlier try left
+    (None: all the rest). already_here: nothing was asked of anyone. replaced: selections that this made superfluous.
     failures: what each source did wrong that lied, stalled or broke off, though others then finished the job.
     chain: how a reference to the Hub was followed.
     """
@@ -60,3 +61,11 @@ class Fetched:
     already_here: bool
     failures: tuple[SourceFailure, ...] = ()
     chain: tuple[ChainStep, ...] = ()
+    bytes_here: int | None = None
+    replaced: tuple[Cid, ...] = ()
+
+    @property
+    def here(self) -> int:
+        """bytes_here, computed where it was not counted."""
+        rest = self.bytes_total - self.bytes_fetched - self.bytes_copied
+        return max(0, rest if self.bytes_here is None else self.bytes_here)

@@ -15,7 +15,8 @@ from ipfs_accelerate_node.content.reference import HubRef, MockRef, Reference, R
 from ipfs_accelerate_node.content.selection import refuse_parts_of_hub, selected
 from ipfs_accelerate_node.errors import BadRequest, NotFound
 from ipfs_accelerate_node.fetch.experience import told
-from ipfs_accelerate_node.fetch.hub import same_bytes, stored_commit
+from ipfs_accelerate_node.fetch.hub_gathering import same_bytes
+from ipfs_accelerate_node.fetch.hub_here import stored_commit
 from ipfs_accelerate_node.fetch.inquiry import Answer, Inquiry
 from ipfs_accelerate_node.fetch.origins import Origins
 from ipfs_accelerate_node.fetch.threads import in_thread
