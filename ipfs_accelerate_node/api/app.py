@@ -92,5 +92,6 @@ def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = N
         },
         giving,
     )
+    dashboard.furnish(app)
     mount(app, peers_inference.peers_too(ROUTES))
     return app
