@@ -149,3 +149,18 @@ async def test_load_says_what_it_chose_among(tmp_path: Path, daemon: Daemon) -> 
     assert "choice    cpu (f32): 9.00 ms, takes 3.00 × as long\n" in done.out
     assert "choice    cuda:0 (f32): no driver\n" in done.out
     assert "note    a note" in done.out
+
+
+async def test_on_another_node(tmp_path: Path, daemon: Daemon) -> None:
+    claimed = {"peer": "12D3KooWPeer", "way": "tunnel", "claim": True}
+    daemon.answers["POST", "/api/peers/infer"] = (200, answer({"text": "a\x1b[2Jb", "finish": "stop"}, **claimed))
+    done = await run_cli(tmp_path, "infer", ROOT, "hello", "--peer", "12D3KooWPeer")
+    assert done.code == 0
+    assert done.out.startswith("a")
+    assert "\x1b" not in done.out
+    assert f"peer:12D3KooWPeer claims: REAL on cpu in f32, root {ROOT}" in done.err
+    sent = daemon.seen[-1].body
+    assert (sent["ref"], sent["items"], sent["peer"]) == (ROOT, ["hello"], "12D3KooWPeer")
+    done = await run_cli(tmp_path, "infer", ROOT, "hello", "--peer", "x", "--allow-mock")
+    assert done.code == 2
+    assert "--allow-mock" in done.err

@@ -55,10 +55,16 @@ class Two:
     private: str
 
     async def ask(
-        self, body: object, *, by: NodeKey = FRIEND, path: str = INFER, url: str = "", **changed: str
+        self,
+        body: object,
+        *,
+        by: NodeKey = FRIEND,
+        path: str = INFER,
+        url: str = "",
+        more: dict[str, str] | None = None,
     ) -> Reply:
         data = json.dumps(body).encode()
-        headers = signed_body(by, path, data, to=self.there.node.key.peer_id) | changed
+        headers = signed_body(by, path, data, to=self.there.node.key.peer_id) | (more or {})
         return await post(self.here, url or self.url, path, data, headers)
 
 
@@ -130,7 +136,7 @@ async def test_a_signed_request_is_a_peers_whatever_key_it_has_beside(two: Two) 
     admin = {"Authorization": f"Bearer {two.there.key}"}
     for ref, status in ((two.private, 404), ("org/tiny", 400), ("hf:org/tiny", 400), (two.root, 200)):
         for url in (two.url, two.there.url):
-            reply = await two.ask({"ref": ref, "items": ["x"]}, url=url, **admin)
+            reply = await two.ask({"ref": ref, "items": ["x"]}, url=url, more=admin)
             assert reply.status == status, (ref, reply.body)
     absent = await two.ask({"ref": str(Cid.of(b"nowhere")), "items": ["x"]})
     assert absent.status == 404
