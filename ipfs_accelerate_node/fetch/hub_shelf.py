@@ -82,6 +82,11 @@ class KeptCommit:
     def file(self, path: str) -> TreeEntry | None:
         return next((entry for entry in self.entries if entry.path == path and not entry.folder), None)
 
+    def same_files(self, other: KeptCommit) -> bool:
+        """Whether both have the same bytes at the same paths; who lists folders, or pointers, does not matter."""
+        one, two = ({entry.file for entry in of.entries if not entry.folder} for of in (self, other))
+        return one == two
+
     def shown(self) -> list[HubFile]:
         """The files that the root is made of."""
         return [entry.file for entry in self.entries if not entry.folder and not is_hidden(entry.path)]
@@ -169,7 +174,7 @@ class HubShelf:
             old = self._recent.get((repo, kept.commit)) or self.commit(repo, kept.commit)
             if old is not None and kept.claimed and not old.claimed:
                 kept = old
-            elif old is not None and old.entries == kept.entries and old.claimed <= kept.claimed:
+            elif old is not None and old.same_files(kept) and old.claimed <= kept.claimed:
                 kept = replace(kept, root=kept.root or old.root, cids={**old.cids, **kept.cids})
             if kept != old:
                 self._write(repo, f"{kept.commit}.json", kept)
