@@ -10,6 +10,7 @@ from ipfs_accelerate_node.api import (
     gateway,
     health,
     hf_cache,
+    hf_routes,
     hub_maps,
     hub_routes,
     inference_routes,
@@ -21,6 +22,8 @@ from ipfs_accelerate_node.api import (
     reports,
     results,
     storage,
+    tei_info,
+    tei_routes,
     uploads,
 )
 from ipfs_accelerate_node.api.access import Gate
@@ -41,6 +44,9 @@ from ipfs_accelerate_node.node import Node
 ROUTES = (
     *health.ROUTES,
     *openai_routes.ROUTES,
+    *tei_info.ROUTES,
+    *tei_routes.ROUTES,
+    *hf_routes.ROUTES,
     *inference_routes.ROUTES,
     *native.ROUTES,
     *reports.ROUTES,

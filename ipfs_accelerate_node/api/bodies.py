@@ -113,6 +113,11 @@ def parse_json(body: bytes, kind: type[T]) -> T:
         raise BadRequest("the JSON must be an object", code="invalid_json")
     if _SURROGATE.search(body):
         _check_text(value)
+    return converted(value, kind)
+
+
+def converted(value: object, kind: type[T]) -> T:
+    """A parsed value as that type. Raises InvalidInput with ``param``."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as exc:

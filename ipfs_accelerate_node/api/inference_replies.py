@@ -51,6 +51,9 @@ def timing_headers(done: Inferred | Embeddings, *, tokens: int, began: float, ch
         "x-compute-characters": str(characters),
         "x-compute-tokens": str(tokens),
         "x-total-time": _ms(time.perf_counter() - began),
+        "x-tokenization-time": _ms(done.timing.tokenize_s),
+        "x-queue-time": _ms(done.timing.queue_s),
+        "x-inference-time": _ms(done.timing.compute_s),
     }
 
 

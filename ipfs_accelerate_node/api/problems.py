@@ -111,6 +111,8 @@ def _tei(error: NodeError, status: int) -> tuple[int, dict[str, object]]:
         status, kind = 400, "Empty"
     elif status == 429:
         kind = "Overloaded"
+    elif isinstance(error, PayloadTooLarge) and error.detail.get("param") is not None:  # not the body: an item of it
+        status, kind = 422, "Validation"
     else:
         kind = "Unhealthy" if status >= 500 else "Validation"
     extra = {k: v for k, v in error.detail.items() if k in ("param", "index") and v is not None}

@@ -22,6 +22,7 @@ DeviceText = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 NameText = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 PatternText = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 MAX_PATTERNS = 64
+Patterns = Annotated[list[PatternText], msgspec.Meta(max_length=MAX_PATTERNS)]
 
 
 class AddRequest(msgspec.Struct, frozen=True):
@@ -34,14 +35,18 @@ class AddRequest(msgspec.Struct, frozen=True):
 
 
 class PinRequest(msgspec.Struct, frozen=True):
-    """announce: None leaves it to the node's configuration. source: use only this one. only: patterns of the files that
-    are wanted; none is all."""
+    """announce: None leaves it to the node's configuration. source: use only this one. include (only is the same):
+    patterns of the files that are wanted, none is all; exclude: of those that are not. publish_map: then puts the map
+    of that commit of the Hub on IPFS."""
 
     ref: RefText
     name: NameText | None = None
     announce: bool | None = None
     source: RefText | None = None
-    only: Annotated[list[PatternText], msgspec.Meta(max_length=MAX_PATTERNS)] = []
+    only: Patterns = []
+    include: Patterns = []
+    exclude: Patterns = []
+    publish_map: bool = False
 
 
 class BenchRequest(msgspec.Struct, frozen=True):
@@ -119,7 +124,7 @@ class KeyRequest(msgspec.Struct, frozen=True):
 
 
 class EmbeddingsRequest(msgspec.Struct, frozen=True):
-    """The OpenAI request, and the extras that its relatives send. input is checked by `openai_embeddings`, item by item."""
+    """The OpenAI request, and the extras that its relatives send. input is checked by its route, item by item."""
 
     model: NameText
     input: object
