@@ -98,7 +98,8 @@ class Sharing:
 
     def _said(self, model: StoredModel) -> tuple[bool, str | None]:
         """Whether the Hub keeps it for some, as far as is known here, and the licence that it names."""
-        repo, commit = model.provenance.hub_repo, model.provenance.hub_commit
+        came = model.provenance
+        repo, commit = came.hub_repo, came.hub_commit or came.claimed_commit
         if repo is None or commit is None:
             return False, None
         kept = self._shelf.commit(HubRepo.named(repo), commit)
@@ -106,4 +107,4 @@ class Sharing:
             return True, None
         tags = kept.said.get("tags")
         named = [tag for tag in tags if isinstance(tag, str) and tag.startswith("license:")] if tags else []
-        return kept.restricted, named[0].removeprefix("license:") if named else None
+        return kept.restricted or not kept.confirmed, named[0].removeprefix("license:") if named else None

@@ -72,7 +72,7 @@ class Catalogue:
                     return None
             case HubRef(named=repo, revision=revision):
                 of_repo = [m for m in self._store.models() if _is_of_hub(m.provenance, repo, revision)]
-                return max(of_repo, key=lambda m: m.provenance.at, default=None)
+                return max(of_repo, key=_preference, default=None)
             case _:
                 return None
 
@@ -112,6 +112,12 @@ class Catalogue:
             if m.implementation == "MOCK"
         ]
         return stored + mocks
+
+
+def _preference(model: StoredModel) -> tuple[bool, str, bool]:
+    """What the Hub said before what somebody claims; then the latest; then the whole commit."""
+    came = model.provenance
+    return came.claimed_commit is None, came.at, came.selection is None
 
 
 def _is_of_hub(provenance: Provenance, repo: str, revision: str) -> bool:
