@@ -28,6 +28,7 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.reference import (
     check_model_name,
 )
+from ipfs_accelerate_node.content.selection import ALL_FILES, Choice
 from ipfs_accelerate_node.errors import BadContent, Conflict, Loading, NotFound
 from ipfs_accelerate_node.fetch.hf_cache.hydrate import Hydration
 from ipfs_accelerate_node.fetch.hf_cache.importing import Importing
@@ -36,7 +37,9 @@ from ipfs_accelerate_node.fetch.hub_claims import Claims
 from ipfs_accelerate_node.fetch.hub_map_shelf import MapShelf
 from ipfs_accelerate_node.fetch.hub_mapping import HubMaps
 from ipfs_accelerate_node.fetch.hub_mirror import HubMirror
-from ipfs_accelerate_node.fetch.hub_shelf import HubShelf
+from ipfs_accelerate_node.fetch.hub_nodes import HubNodes
+from ipfs_accelerate_node.fetch.hub_selection import supersede
+from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.idle_hashing import hash_when_idle
 from ipfs_accelerate_node.fetch.jobs import PinJob, Receipt, StoppedPin
 from ipfs_accelerate_node.fetch.pins import KUBO_PATIENCE_S, Pins, Wish, receipt
@@ -51,6 +54,7 @@ from ipfs_accelerate_node.inference.serving import Serving
 from ipfs_accelerate_node.kubo.choice import service_for
 from ipfs_accelerate_node.peers.network import Peers
 from ipfs_accelerate_node.records.key import NodeKey
+from ipfs_accelerate_node.sources.hub_names import HubRepo
 from ipfs_accelerate_node.store import GcReport, Provenance, Store, StoredModel, VerifyReport
 from ipfs_accelerate_node.store.ingest import ingest
 
@@ -150,8 +154,10 @@ class Node:
             meet=self.peers.providers if self.config.tunnels and self.kubo.state != "off" else None,
         )
         self.maps = HubMaps(self.store, shelf, maps, claims, self._pins, self.kubo, own=self.key.peer_id)
-        shelf.rooted = self.maps.maker.note
-        self.hub = HubMirror(self.config, self.store, shelf, self._pins, self.seeder, self._group, claims)
+        nodes = await asyncio.to_thread(HubNodes, self.config.cache, self.store)
+        shelf.rooted = [nodes.keep, self.maps.maker.note, self._supersede]
+        self._pins.publish_map = self._publish_map
+        self.hub = HubMirror(self.config, self.store, shelf, self._pins, self.seeder, self._group, claims, nodes)
         self._pins.shelf = shelf
         self.sharing = Sharing(self.store, shelf, self.seeder, announce=self.config.announce_pins)
         self.links = await asyncio.to_thread(LinkWatch, self.store)
@@ -172,6 +178,15 @@ class Node:
         await self._exit.__aexit__(kind, error, trace)
         log.info("node.stop cache=%s", self.config.cache)
 
+    def _supersede(self, kept: KeptCommit) -> None:
+        """All files of a commit may be here: what stood in for it goes. Blocks."""
+        if kept.root is not None:
+            supersede(self.store, str(kept.of_repo), kept.commit, Cid.parse(kept.root))
+
+    async def _publish_map(self, repo: HubRepo, revision: str) -> tuple[str | None, str | None]:
+        done = await self.maps.publish(repo, revision, publish=True)
+        return done.envelope_cid if done.published else None, done.note
+
     # -- what is here
 
     def models(self) -> list[StoredModel]:
@@ -191,7 +206,7 @@ class Node:
             raise
 
     async def _bring(self, ref: str) -> None:
-        await self._pins.bring(ref, self.catalogue.meant)
+        await self._pins.bring(ref, self.catalogue.meant, Wish(needed=True))
 
     def fetching(self) -> list[PinJob]:
         return [job for job in self.pin_jobs() if job.state == "fetching"]
@@ -238,9 +253,9 @@ class Node:
         """Starts fetching; the returned job is watched with `updates`."""
         return self._pins.start(ref, self.catalogue.meant, wish)
 
-    async def plan(self, ref: str, *, only: tuple[str, ...] = (), source: str | None = None) -> Survey:
+    async def plan(self, ref: str, *, choice: Choice = ALL_FILES, source: str | None = None) -> Survey:
         """What a pin of the same would fetch, from whom, and what it needs."""
-        return await self._pins.survey(ref, self.catalogue.meant, only=only, source=source)
+        return await self._pins.survey(ref, self.catalogue.meant, choice=choice, source=source)
 
     def pin_job(self, id_or_root: str) -> PinJob | None:
         return self._pins.jobs.find(id_or_root)

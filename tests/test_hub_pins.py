@@ -51,7 +51,7 @@ async def test_a_repository_is_found_without_a_revision_and_pinned_as_the_hub_ha
 
 
 async def test_a_plan_of_a_repository_says_what_a_pin_of_it_does(tmp_path: Path, hub: FakeHub) -> None:
-    """Files with bytes that are stored already are copied, not fetched; only what the Hub alone has comes from it."""
+    """Files that are stored already, by whatever name, are here; only what the Hub alone has comes from it."""
     weights, other = bytes(range(256)) * 8192, b"other" * 1000
     hub.repo("org/first", {"config.json": b"{}", "weights.txt": weights})
     hub.repo("org/second", {"config.json": b'{"second": 1}', "model.txt": weights, "more.txt": other})
@@ -66,10 +66,10 @@ async def test_a_plan_of_a_repository_says_what_a_pin_of_it_does(tmp_path: Path,
             assert (here["root"], here["bytes_to_fetch"], here["sources"]) == (root, 0, [])
             second = up.json("plan", "hf:org/second")
             assert [(s["kind"], s["complete"]) for s in second["sources"]] == [("hub", True)]
-            assert second["bytes_copyable"] == len(weights)
+            assert second["bytes_here"] == len(weights)
             assert second["bytes_to_fetch"] == len(other) + len(b'{"second": 1}')
             receipt = up.json("pin", "hf:org/second")
-            assert receipt["bytes_copied"] == second["bytes_copyable"]
+            assert (receipt["bytes_here"], receipt["bytes_copied"]) == (second["bytes_here"], 0)
             assert receipt["bytes_fetched"] == second["bytes_to_fetch"]
             assert (Path(receipt["path"]) / "model.txt").read_bytes() == weights
             assert up.json("verify")["corrupt"] == []
@@ -88,7 +88,7 @@ async def test_a_private_file_does_not_become_public_by_its_hash(tmp_path: Path,
         with node(tmp_path, hub) as up:
             up.json("pin", "hf:org/private")
             receipt = up.json("pin", "hf:org/public")
-            assert (receipt["bytes_copied"], receipt["bytes_fetched"]) == (0, len(secret) + 2)
+            assert (receipt["bytes_here"], receipt["bytes_fetched"]) == (0, len(secret) + 2)
 
     await asyncio.to_thread(pinned)
 

@@ -117,8 +117,8 @@ def test_what_cannot_be_pinned_in_part(nodes: tuple[NodeProcess, NodeProcess, st
     _, two, root = nodes
     assert refused(two, "pin", root, "--only", "*.nothing") == (3, "no_match")
     assert refused(two, "plan", root, "--only", "*.nothing") == (3, "no_match")
-    assert refused(two, "pin", "hf:org/name", "--only", "*.json") == (2, "hub_is_whole")
-    assert refused(two, "plan", "hf:org/name", "--only", "*.json") == (2, "hub_is_whole")
+    assert refused(two, "pin", root, "--exclude", "*") == (3, "no_match")
+    assert refused(two, "pin", root, "--publish-map") == (2, "no_map")
     assert refused(two, "plan", "mock:embedding") == (2, "mock_not_pinnable")
     assert refused(two, "plan", "nobody-knows")[0] == 3
     assert refused(two, "pin", root, "--source", "kubo") == (2, "kubo_off")

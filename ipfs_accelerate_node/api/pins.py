@@ -18,6 +18,7 @@ from ipfs_accelerate_node.api.context import node
 from ipfs_accelerate_node.api.pipeline import TRAFFIC, Route
 from ipfs_accelerate_node.api.traffic import finished
 from ipfs_accelerate_node.api.wire import MAX_PATTERNS, PinRequest, json_bytes, json_reply
+from ipfs_accelerate_node.content.selection import Choice
 from ipfs_accelerate_node.errors import InvalidInput, NodeError, NotFound
 from ipfs_accelerate_node.fetch.jobs import PinJob
 from ipfs_accelerate_node.fetch.pins import Wish
@@ -31,18 +32,23 @@ _EVENTS = {"pinned": "done", "failed": "failed"}
 async def start_pin(request: web.Request) -> web.Response:
     """202: the job, which goes on by itself. Its ``id`` (or root) is for `/api/pins/{id}` and its events."""
     body = await read_json(request, PinRequest)
-    wish = Wish(name=body.name, announce=body.announce, source=body.source, only=tuple(body.only))
+    choice = Choice((*body.only, *body.include), tuple(body.exclude))
+    wish = Wish(body.name, body.announce, body.source, choice, publish_map=body.publish_map)
     job = node(request).start_pin(body.ref, wish)
     return json_reply(job, status=202, headers={"Location": f"/api/pins/{job.id}"})
 
 
 async def show_plan(request: web.Request) -> web.Response:
-    """What a pin would fetch: ``?ref=``, ``&only=`` (may be repeated), ``&source=``."""
+    """What a pin would fetch: ``?ref=``, ``&include=`` (or ``only``) and ``&exclude=`` (may be repeated),
+    ``&source=``."""
     query = request.query
-    ref, only, source = query.get("ref", ""), tuple(query.getall("only", [])), query.get("source")
-    if not ref or len(only) > MAX_PATTERNS:
-        raise InvalidInput(f"a plan needs a ref, and at most {MAX_PATTERNS} patterns", param="only" if ref else "ref")
-    return json_reply(await node(request).plan(ref, only=only, source=source))
+    ref, source = query.get("ref", ""), query.get("source")
+    choice = Choice((*query.getall("only", []), *query.getall("include", [])), tuple(query.getall("exclude", [])))
+    if not ref or max(len(choice.include), len(choice.exclude)) > MAX_PATTERNS:
+        raise InvalidInput(
+            f"a plan needs a ref, and at most {MAX_PATTERNS} patterns", param="include" if ref else "ref"
+        )
+    return json_reply(await node(request).plan(ref, choice=choice, source=source))
 
 
 async def list_pins(request: web.Request) -> web.Response:

@@ -98,6 +98,22 @@ def _show(done: dict[str, Any]) -> None:
     )
 
 
+def is_asked() -> bool:
+    """Whether the person at this terminal is asked: there is one, and no standing consent."""
+    from ipfs_accelerate_node.config import load_config
+
+    return sys.stdin.isatty() and sys.stderr.isatty() and not load_config({}, os.environ, None).publish
+
+
+def published(daemon: Daemon, ref: str, *, ask: bool) -> dict[str, Any]:
+    """What `POST /api/maps` said. ask: the map is shown first, and the command ends here if the person declines."""
+    done: dict[str, Any] = daemon.call("POST", "/api/maps", {"ref": ref, "publish": not ask})
+    if ask:
+        _ask(done)
+        done = daemon.call("POST", "/api/maps", {"ref": ref, "publish": True})
+    return done
+
+
 @click.command()
 @click.argument("ref", metavar="REF", type=REFERENCE)
 @click.option("--yes", is_flag=True, help="Publish without asking.")
@@ -108,13 +124,7 @@ def publish(ref: str, yes: bool, daemon: Daemon, as_json: bool) -> None:
     A terminal is shown the map and asked; without a terminal, the command is the consent. Nodes that look for the
     commit find this one then. All of the commit must be here, and public at the Hub or shared.
     """
-    from ipfs_accelerate_node.config import load_config
-
-    ask = not yes and sys.stdin.isatty() and sys.stderr.isatty() and not load_config({}, os.environ, None).publish
-    done = daemon.call("POST", "/api/maps", {"ref": ref, "publish": not ask})
-    if ask:
-        _ask(done)
-        done = daemon.call("POST", "/api/maps", {"ref": ref, "publish": True})
+    done = published(daemon, ref, ask=not yes and is_asked())
     if as_json:
         print_json(done)
     else:

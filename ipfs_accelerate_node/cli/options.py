@@ -65,9 +65,18 @@ class ModelNameType(_TextParam):
 
 REFERENCE = ReferenceType()
 MODEL_NAME = ModelNameType()
-ONLY = click.option(
-    "--only", multiple=True, metavar="GLOB", help="Only files whose path matches (* passes / too); may be repeated."
+_INCLUDE = click.option(
+    "--include", "--only", "include", multiple=True, metavar="GLOB",
+    help="Only files whose path matches (* passes / too); may be repeated.",
+)  # fmt: skip
+_EXCLUDE = click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="No files whose path matches, whatever --include says."
 )
+
+
+def choosing(command: F) -> F:
+    """``--include`` and ``--exclude``."""
+    return _INCLUDE(_EXCLUDE(command))
 
 
 def json_option(command: F) -> F:

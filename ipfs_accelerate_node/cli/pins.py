@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ipfs_accelerate_node.cli.client import path_of, refusal
-from ipfs_accelerate_node.cli.options import MODEL_NAME, ONLY, REFERENCE, daemon_options
+from ipfs_accelerate_node.cli.maps import is_asked, published
+from ipfs_accelerate_node.cli.options import MODEL_NAME, REFERENCE, choosing, daemon_options
 from ipfs_accelerate_node.cli.render import fields, note, print_json, receipt, yes_no
 from ipfs_accelerate_node.cli.watching import Watcher, watcher
-from ipfs_accelerate_node.errors import Unavailable
+from ipfs_accelerate_node.errors import EXIT_UNAVAILABLE, Unavailable
 
 if TYPE_CHECKING:
     from ipfs_accelerate_node.cli.client import Daemon
@@ -21,23 +22,29 @@ if TYPE_CHECKING:
 @click.option("--name", type=MODEL_NAME, help="A name to call it by from now on.")
 @click.option("--announce/--no-announce", default=None, help="Tell the IPFS network (by default a CID's pin is told).")
 @click.option("--source", metavar="URL|PEERID", help="Fetch from this one source only.")
-@ONLY
+@choosing
+@click.option("--publish-map", is_flag=True, help="Then put the map of that Hub commit on IPFS, as `publish` does.")
 @daemon_options
 def pin(
     ref: str,
     name: str | None,
     announce: bool | None,
     source: str | None,
-    only: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    publish_map: bool,
     daemon: Daemon,
     as_json: bool,
 ) -> None:
     """Fetch a model, verify every block, keep it and seed it.
 
     What was verified is kept when it breaks off, or when you leave with Ctrl-C: the same command goes on from there.
-    With --only, just those files; a later pin adds others, one without --only all that lack.
+    With --include or --exclude, just those files; a later pin adds others, one without them all that lack.
     """
-    wanted = {"ref": ref, "name": name, "announce": announce, "source": source, "only": list(only) or None}
+    wanted: dict[str, Any] = {"ref": ref, "name": name, "announce": announce, "source": source}
+    ask = publish_map and is_asked()
+    wanted |= {"include": list(include) or None, "exclude": list(exclude) or None}
+    wanted |= {"publish_map": True if publish_map and not ask else None}
     job = daemon.call("POST", "/api/pins", {k: v for k, v in wanted.items() if v is not None})
     try:
         with watcher(quiet=as_json) as shown:
@@ -45,10 +52,15 @@ def pin(
     except KeyboardInterrupt:
         note(f"left; what is verified is kept: `ian pin {ref}` goes on")
         raise
+    if ask:
+        told = published(daemon, ref, ask=True)
+        done |= {"map_envelope": told["envelope_cid"] if told["published"] else None, "map_note": told["note"]}
     if as_json:
         print_json(done)
     else:
         receipt(done)
+    if publish_map and done["map_envelope"] is None:
+        click.get_current_context().exit(EXIT_UNAVAILABLE)
 
 
 def _watch(daemon: Daemon, job: dict[str, Any], shown: Watcher) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import click
 
-from ipfs_accelerate_node.cli.options import ONLY, REFERENCE, daemon_options
+from ipfs_accelerate_node.cli.options import REFERENCE, choosing, daemon_options
 from ipfs_accelerate_node.cli.render import fields, print_json, size, table
 
 if TYPE_CHECKING:
@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("ref", metavar="REF", type=REFERENCE)
-@ONLY
+@choosing
 @click.option("--source", metavar="URL|PEERID", help="Ask this one source only.")
 @daemon_options
-def plan(ref: str, only: tuple[str, ...], source: str | None, daemon: Daemon, as_json: bool) -> None:
+def plan(
+    ref: str, include: tuple[str, ...], exclude: tuple[str, ...], source: str | None, daemon: Daemon, as_json: bool
+) -> None:
     """Say what a pin would fetch, from whom, and what it needs; nothing is fetched.
 
     Every source is asked what it has, for at most ten seconds. Only directories and file nodes are read.
     """
-    query = [("ref", ref), *(("only", pattern) for pattern in only), *((("source", source),) if source else ())]
+    choice = [*(("include", pattern) for pattern in include), *(("exclude", pattern) for pattern in exclude)]
+    query = [("ref", ref), *choice, *((("source", source),) if source else ())]
     found: dict[str, Any] = daemon.call("GET", f"/api/plan?{urlencode(query)}")
     if as_json:
         print_json(found)

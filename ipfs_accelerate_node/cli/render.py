@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+SHOWN_NAMES = 8
 _UNITS = ("kB", "MB", "GB", "TB")
 
 
@@ -43,7 +44,18 @@ def duration(seconds: float) -> str:
 def incomplete(model: dict[str, Any]) -> str | None:
     """What a stored model lacks, None if nothing."""
     absent, here = model.get("absent_files", 0), model["file_count"]
+    if (part := (model.get("provenance") or {}).get("selection")) is not None:
+        return f"selection: {here} of {here + part['left_out_files']} files of its commit"
     return f"incomplete: {here} of {here + absent} files" if absent else None
+
+
+def left_out(selection: dict[str, Any] | None) -> str | None:
+    """What a selection lacks of its commit: the first names, and how much it is."""
+    if selection is None:
+        return None
+    names, count = selection["left_out"][:SHOWN_NAMES], selection["left_out_files"]
+    more = f" and {count - len(names)} more" if count > len(names) else ""
+    return f"{', '.join(names)}{more} ({size(selection['left_out_bytes'])})"
 
 
 def print_json(value: object) -> None:
@@ -100,15 +112,17 @@ def receipt(done: dict[str, Any]) -> None:
     """What an `add` or `pin` did. On a terminal what each source gave is a table."""
     shares = done["sources"]
     as_table = bool(shares) and sys.stdout.isatty()
-    taken = done["bytes_fetched"] + done["bytes_copied"]
-    here = done["bytes_total"] - taken if taken else 0
+    here = done.get("bytes_here", 0)
     rate = done["bytes_fetched"] / done["seconds"] if done["seconds"] else 0
     rows: list[tuple[str, object]] = [
         ("root", done["root"]),
         ("name", done["name"]),
         ("path", done["path"]),
         ("size", size(done["bytes_total"])),
+        ("is", "a selection of its commit's files: the root is not the commit's" if done.get("selection") else None),
+        ("left out", left_out(done.get("selection"))),
         ("lacks", f"{done['absent_files']} files, not asked for" if done.get("absent_files") else None),
+        *(("replaces", root) for root in done.get("replaced") or ()),
         ("fetched", size(done["bytes_fetched"]) if done["bytes_fetched"] else None),
         ("copied", size(done["bytes_copied"]) if done["bytes_copied"] else None),
         ("was here", size(here) if here > 0 else None),
@@ -119,6 +133,8 @@ def receipt(done: dict[str, Any]) -> None:
         ("seeded", yes_no(done["seeded"])),
         ("note", done["seed_note"]),
         ("announced", yes_no(done["announced"])),
+        ("map", done.get("map_envelope")),
+        ("map note", done.get("map_note")),
     ]
     fields(rows)
     if as_table:

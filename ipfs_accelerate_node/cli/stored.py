@@ -9,7 +9,7 @@ import click
 from ipfs_accelerate_node.cli.client import path_of
 from ipfs_accelerate_node.cli.inference import choice_lines
 from ipfs_accelerate_node.cli.options import REFERENCE, daemon_options
-from ipfs_accelerate_node.cli.render import clean, fields, incomplete, note, print_json, size, table, yes_no
+from ipfs_accelerate_node.cli.render import clean, fields, incomplete, left_out, note, print_json, size, table, yes_no
 from ipfs_accelerate_node.errors import EXIT_VERIFICATION
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def info(ref: str, daemon: Daemon, as_json: bool) -> None:
             ("path", model["path"]),
             ("size", f"{size(model['size_bytes'])} in {model['file_count']} files"),
             ("lacks", incomplete(model)),
+            ("left out", left_out(came.get("selection"))),
             ("pinned", yes_no(model["pinned"])),
             ("public", yes_no(model["public"])),
             ("came as", f"{came['kind']}: {came['reference']}, {came['at']}"),

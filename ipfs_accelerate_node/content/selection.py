@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ipfs_accelerate_node.content.plan import FilePlan, ModelPlan
-from ipfs_accelerate_node.errors import BadRequest, NotFound
+from ipfs_accelerate_node.errors import NotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Choice:
         return included and not any(fnmatchcase(path, pattern) for pattern in self.exclude)
 
 
+ALL_FILES = Choice()
 Only = tuple[str, ...] | Choice | frozenset[str]  # patterns, or a choice by such, or the paths themselves
 
 
@@ -61,13 +62,3 @@ def selected(plan: ModelPlan, only: Only | None) -> tuple[FilePlan, ...]:
         exc.detail["cid"] = str(plan.root)
         raise
     return tuple(file for file in plan.files if file.path in found)
-
-
-def refuse_parts_of_hub(only: Iterable[str] | None) -> None:
-    """Raises BadRequest (code hub_is_whole) if there are patterns."""
-    if only:
-        raise BadRequest(
-            "a Hub repository is fetched whole, as its root depends on every file; parts can be had of what has a CID",
-            code="hub_is_whole",
-            param="only",
-        )

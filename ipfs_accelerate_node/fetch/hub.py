@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ipfs_accelerate_node.content.build import tree_dag
-from ipfs_accelerate_node.content.selection import Choice, meant
+from ipfs_accelerate_node.content.selection import ALL_FILES, Choice, meant
 from ipfs_accelerate_node.errors import (
     AuthRequired,
     BadContent,
@@ -29,7 +29,7 @@ from ipfs_accelerate_node.errors import (
 from ipfs_accelerate_node.fetch.hub_chain import Chain
 from ipfs_accelerate_node.fetch.hub_gathering import Gathering, content_of
 from ipfs_accelerate_node.fetch.hub_here import Paths, already_here, having
-from ipfs_accelerate_node.fetch.hub_nearby import Nearby, hub_provenance, merged, stamped
+from ipfs_accelerate_node.fetch.hub_nearby import Nearby, confirmed, hub_provenance, merged, stamped
 from ipfs_accelerate_node.fetch.hub_needs import MAX_GUIDE_BYTES, guides, needed
 from ipfs_accelerate_node.fetch.hub_receive import Receiver, reserved
 from ipfs_accelerate_node.fetch.hub_selection import commit_tree, left_out, paths_here, selections, supersede
@@ -53,7 +53,7 @@ class Which:
     """Of a commit's files those that are wanted. choice: what the user chose; needed: where nothing was chosen, what a
     loader needs, not all."""
 
-    choice: Choice = field(default_factory=Choice)
+    choice: Choice = ALL_FILES
     needed: bool = False
 
 
@@ -155,7 +155,7 @@ class _Fetch:
         if self._shelf is None or not is_commit(revision):
             return None
         kept = await in_thread(self._shelf.commit, self._repo, revision)
-        if kept is None or kept.claimed:
+        if kept is None or not kept.confirmed:
             return None
         gathering = Gathering(self._store, self._hub, self._receiver, kept, self._progress)
         files = kept.shown()
@@ -239,6 +239,7 @@ class _Fetch:
         return None
 
     async def _taken(self, said: _Said, model: StoredModel, paths: Paths, name: str | None) -> Fetched:
+        model = await in_thread(confirmed, self._store, model, said.kept)
         fetched = await in_thread(already_here, self._store, model, name)
         self.chain.note("here", "used")
         return replace(fetched, bytes_total=_size(said.snapshot, paths))

@@ -16,7 +16,7 @@ from ipfs_accelerate_node.content.reference import RootRef, parse_reference
 from ipfs_accelerate_node.errors import BadRequest, Problem
 from ipfs_accelerate_node.fetch.hub_chain import ChainStep
 from ipfs_accelerate_node.fetch.outcome import SourceNow
-from ipfs_accelerate_node.store.types import SourceFailure, SourceShare
+from ipfs_accelerate_node.store.types import Selection, SourceFailure, SourceShare
 
 JobState = Literal["fetching", "seeding", "pinned", "failed"]
 KEPT_ENDED_JOBS = 100
@@ -27,9 +27,12 @@ class Receipt:
     """What an `add` or a `pin` did. path: the loadable directory.
 
     bytes_total: of the files that were asked for; bytes_copied: leaves that other stored files hold, or that came from
-    the local disk; what is in neither that nor bytes_fetched was here. failures: what sources did wrong. seed_note: why
-    the model is not seeded, or anything the user should know about how. absent_files: files of the model that are not
-    here, because nobody asked for them. chain: how a reference to the Hub was followed, each step with its outcome.
+    the local disk; bytes_here: what was here already, as files or as the verified part of an earlier try. failures:
+    what sources did wrong. seed_note: why the model is not seeded, or anything the user should know about how.
+    absent_files: files of the model that are not here, because nobody asked for them. chain: how a reference to the
+    Hub was followed, each step with its outcome. selection: the root is not the commit's, but of some of its files,
+    and this was left out. replaced: selections whose files, names and pin this root has now. map_envelope: of the map
+    that was published; map_note: why none was, or who has not been told yet.
     """
 
     root: str
@@ -47,13 +50,19 @@ class Receipt:
     failures: tuple[SourceFailure, ...] = ()
     absent_files: int = 0
     chain: tuple[ChainStep, ...] = ()
+    bytes_here: int = 0
+    selection: Selection | None = None
+    replaced: tuple[str, ...] = ()
+    map_envelope: str | None = None
+    map_note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PinJob:
     """One state of one pin. bytes_total is None until the DAG has been walked; error: the problem body of a failure.
 
-    only: patterns of the files that are wanted; () is all. sources: each one at this moment; left_s: at that rate.
+    only: patterns of the files that are wanted, () is all; exclude: of those that are not. sources: each one at this
+    moment; left_s: at that rate.
     """
 
     id: str
@@ -67,6 +76,7 @@ class PinJob:
     receipt: Receipt | None = None
     error: Problem | None = None
     only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     sources: tuple[SourceNow, ...] = ()
     left_s: float | None = None
 
@@ -91,8 +101,17 @@ class JobBoard:
         self._jobs: dict[str, PinJob] = {}
         self._changed: dict[str, asyncio.Event] = {}
 
-    def open(self, ref: str, name: str | None, root: str | None = None, *, only: tuple[str, ...] = ()) -> PinJob:
-        job = PinJob(id=secrets.token_hex(8), ref=ref, name=name, state="fetching", root=root, only=only)
+    def open(
+        self,
+        ref: str,
+        name: str | None,
+        root: str | None = None,
+        *,
+        only: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = (),
+    ) -> PinJob:
+        new = secrets.token_hex(8)
+        job = PinJob(id=new, ref=ref, name=name, state="fetching", root=root, only=only, exclude=exclude)
         self._jobs[job.id] = job
         self._changed[job.id] = asyncio.Event()
         return job

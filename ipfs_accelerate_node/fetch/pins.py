@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -20,10 +20,10 @@ from ipfs_accelerate_node.content.reference import (
     check_model_name,
     parse_reference,
 )
-from ipfs_accelerate_node.content.selection import is_meant, refuse_parts_of_hub, selected
+from ipfs_accelerate_node.content.selection import ALL_FILES, Choice, is_meant, selected
 from ipfs_accelerate_node.errors import BadRequest, NodeError, NotFound, Unavailable, problem
 from ipfs_accelerate_node.fetch.engine import Fetcher
-from ipfs_accelerate_node.fetch.hub import fetch_hub
+from ipfs_accelerate_node.fetch.hub import Which, fetch_hub
 from ipfs_accelerate_node.fetch.hub_nearby import Nearby
 from ipfs_accelerate_node.fetch.hub_receive import Receiver
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf
@@ -36,6 +36,7 @@ from ipfs_accelerate_node.kubo import KuboClient, KuboService
 from ipfs_accelerate_node.kubo.seeding import Seeded
 from ipfs_accelerate_node.sources import Source
 from ipfs_accelerate_node.sources.hub import HubSource
+from ipfs_accelerate_node.sources.hub_names import HubRepo
 from ipfs_accelerate_node.store import Store, StoredModel
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,15 @@ Meant = Callable[[Reference, str], StoredModel | None]
 @dataclass(frozen=True, slots=True)
 class Wish:
     """How a pin is to be done. announce: None leaves it to the configuration. source: use only this one (a URL, a
-    PeerID, or "kubo"). only: patterns of the files that are wanted, () is all."""
+    PeerID, or "kubo"). choice: of the files that are wanted. needed: where nothing is chosen, of the Hub's files only
+    those that a loader needs. publish_map: of the commit, when it is here."""
 
     name: str | None = None
     announce: bool | None = None
     source: str | None = None
-    only: tuple[str, ...] = ()
+    choice: Choice = ALL_FILES
+    needed: bool = False
+    publish_map: bool = False
 
 
 class Pins:
@@ -74,6 +78,7 @@ class Pins:
     ) -> None:
         self.shelf: HubShelf | None = None  # what the Hub says of what is fetched is kept there
         self.nearby: Nearby | None = None  # who else may have what is on the Hub
+        self.publish_map: Callable[[HubRepo, str], Awaitable[tuple[str | None, str | None]]] | None = None
         self._config = config
         self._store = store
         self._kubo = kubo
@@ -97,17 +102,20 @@ class Pins:
             raise BadRequest("a mock has no bytes to pin", code="mock_not_pinnable")
         if isinstance(reference, HubRef) and wish.source is not None:
             raise BadRequest("a Hub reference comes from the Hub; a source can be named for a CID", param="source")
+        if wish.publish_map and (not isinstance(reference, HubRef) or wish.choice):
+            raise BadRequest("a map is of all files of a commit of the Hub", code="no_map", param="publish_map")
         self.origins.check(wish.source)
         root = str(reference.cid.canonical) if isinstance(reference, RootRef) and not reference.path else None
-        job = self.jobs.open(ref, wish.name, root, only=wish.only)
+        job = self.jobs.open(ref, wish.name, root, only=wish.choice.include, exclude=wish.choice.exclude)
         task = self._group.create_task(self._run(job, reference, stored, wish), name=f"pin {ref}")
         self._tasks[job.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
         return job
 
-    async def bring(self, ref: str, stored: Meant) -> None:
-        """Pins it and waits for the end, which a cancelled caller leaves to others. Raises as the pin fails."""
-        job = self.start(ref, stored, Wish())
+    async def bring(self, ref: str, stored: Meant, wish: Wish) -> str:
+        """Pins it and waits for the end, which a cancelled caller leaves to others. Returns the root. Raises as the pin
+        fails."""
+        job = self.start(ref, stored, wish)
         self._awaited[job.id] = None
         try:
             await asyncio.wait({self._tasks[job.id]})
@@ -116,12 +124,18 @@ class Pins:
             del self._awaited[job.id]
         if failure is not None:
             raise failure
+        ended = self.jobs.find(job.id)
+        if ended is None or ended.root is None or ended.state != "pinned":
+            raise Unavailable(f"the pin of {ref} was stopped", code="cancelled")
+        return ended.root
 
-    async def survey(self, ref: str, stored: Meant, *, only: tuple[str, ...] = (), source: str | None = None) -> Survey:
+    async def survey(self, ref: str, stored: Meant, *, choice: Choice, source: str | None = None) -> Survey:
         """What a pin of the same would do; see `Surveyor.survey`."""
         reference = parse_reference(ref)
         here = None if self._may_have_moved(reference, ref) else await asyncio.to_thread(stored, reference, ref)
-        return await self._surveyor.survey(reference, ref, here, only=only, named=source)
+        if here is not None and self._is_in_part(reference, ref, here):
+            here = None
+        return await self._surveyor.survey(reference, ref, here, choice=choice, named=source)
 
     def updates(self, job: PinJob) -> AsyncIterator[PinJob]:
         return self.jobs.updates(job.id)
@@ -162,9 +176,9 @@ class Pins:
         began = time.perf_counter()
         fetched: Fetched | None = None
         model = await asyncio.to_thread(stored, reference, job.ref)
-        if model is None or self._may_have_moved(reference, job.ref):
+        if model is None or self._may_have_moved(reference, job.ref) or self._is_in_part(reference, job.ref, model):
             fetched = await self._fetch(job, reference, wish)
-        elif await asyncio.to_thread(self._lacks, model, wish.only):
+        elif await asyncio.to_thread(self._lacks, model, wish.choice):
             fetched = await self._fetch(job, RootRef(model.root), wish)
         if fetched is not None:
             model = fetched.model
@@ -179,23 +193,44 @@ class Pins:
         self.jobs.change(job.id, state="seeding", root=str(model.root), left_s=None)
         brought = fetched is not None and any(s.kind == "kubo" for s in fetched.sources)
         seeded = await self._seeder.seed(model.root, announce=announce, brought=brought)
-        asked_bytes = await asyncio.to_thread(self._bytes_of, model, wish.only)
         done = receipt(model, seeded, began, name=wish.name, reference=job.ref, fetched=fetched)
-        return replace(done, bytes_total=asked_bytes)
+        if wish.publish_map and isinstance(reference, HubRef):
+            envelope, note = await self._published(HubRepo.named(reference.named), reference.revision)
+            done = replace(done, map_envelope=envelope, map_note=note)
+        if fetched is not None:
+            return done
+        asked_bytes = await asyncio.to_thread(self._bytes_of, model, wish.choice)
+        return replace(done, bytes_total=asked_bytes, bytes_here=asked_bytes)
+
+    async def _published(self, repo: HubRepo, revision: str) -> tuple[str | None, str | None]:
+        """The envelope of the map that is public now, and what is to be said of it. The model is pinned either way."""
+        assert self.publish_map is not None, "the node sets it"
+        try:
+            return await self.publish_map(repo, revision)
+        except NodeError as exc:
+            log.warning("pin.map_not_published repo=%s reason=%s", repo, exc)
+            return None, f"not published: {exc}"
 
     def _may_have_moved(self, reference: Reference, text: str) -> bool:
         """Whether a stored model of that reference may be an older one: main of a repository is what the Hub says."""
         moves = isinstance(reference, HubRef) and reference.revision == DEFAULT_REVISION
         return moves and self._store.named(text) is None
 
-    def _lacks(self, model: StoredModel, only: tuple[str, ...]) -> bool:
+    def _is_in_part(self, reference: Reference, text: str, model: StoredModel) -> bool:
+        """Whether a stored model of the Hub is not all of its commit, or only said to be it: then the Hub's own files
+        say what is lacking."""
+        came = model.provenance
+        in_part = not model.complete or came.selection is not None or came.claimed_commit is not None
+        return in_part and isinstance(reference, HubRef) and self._store.named(text) is None
+
+    def _lacks(self, model: StoredModel, only: Choice) -> bool:
         """Whether a stored model lacks files that are wanted. Raises NotFound (code no_match) for patterns that mean
         none of its files."""
         if only and (plan := self._store.plan(model.root)) is not None:
             selected(plan, only)
         return any(is_meant(file.path, only) for file in self._store.absent(model.root))
 
-    def _bytes_of(self, model: StoredModel, only: tuple[str, ...]) -> int:
+    def _bytes_of(self, model: StoredModel, only: Choice) -> int:
         plan = self._store.plan(model.root) if only else None
         return model.size_bytes if plan is None else sum(file.size for file in selected(plan, only))
 
@@ -230,11 +265,10 @@ class Pins:
                         name=wish.name,
                         reference=job.ref,
                         progress=progress,
-                        only=wish.only or None,
+                        only=wish.choice or None,
                         discover=discover,
                     )
             case HubRef(revision=revision):
-                refuse_parts_of_hub(wish.only)
                 async with self.hub() as hub:
                     return await fetch_hub(
                         self._store,
@@ -243,6 +277,7 @@ class Pins:
                         revision,
                         name=wish.name,
                         progress=progress,
+                        which=Which(wish.choice, wish.needed),
                         shelf=self.shelf,
                         receiver=self.receiver,
                         nearby=self.nearby,
@@ -291,7 +326,7 @@ def receipt(
         root=str(model.root),
         name=name or (model.names[0] if model.names else None),
         path=str(model.path),
-        bytes_total=model.size_bytes,
+        bytes_total=fetched.bytes_total if fetched else model.size_bytes,
         bytes_fetched=fetched.bytes_fetched if fetched else 0,
         bytes_copied=fetched.bytes_copied if fetched else copied,
         seconds=round(time.perf_counter() - began, 3),
@@ -303,4 +338,7 @@ def receipt(
         failures=fetched.failures if fetched else (),
         absent_files=model.absent_files,
         chain=fetched.chain if fetched else (),
+        bytes_here=fetched.here if fetched else max(0, model.size_bytes - copied),
+        selection=model.provenance.selection,
+        replaced=tuple(map(str, fetched.replaced)) if fetched else (),
     )

@@ -12,7 +12,7 @@ from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.outline import Outline
 from ipfs_accelerate_node.content.plan import FilePlan, ModelPlan
 from ipfs_accelerate_node.content.reference import HubRef, MockRef, Reference, RootRef
-from ipfs_accelerate_node.content.selection import refuse_parts_of_hub, selected
+from ipfs_accelerate_node.content.selection import ALL_FILES, Choice, meant, selected
 from ipfs_accelerate_node.errors import BadRequest, NotFound
 from ipfs_accelerate_node.fetch.experience import told
 from ipfs_accelerate_node.fetch.hub_gathering import same_bytes
@@ -80,6 +80,7 @@ class Survey:
     fits: bool
     sources: tuple[Prospect, ...]
     hub_commit: str | None = None
+    exclude: tuple[str, ...] = ()
 
 
 class Surveyor:
@@ -97,7 +98,7 @@ class Surveyor:
         text: str,
         stored: StoredModel | None,
         *,
-        only: tuple[str, ...] = (),
+        choice: Choice = ALL_FILES,
         named: str | None = None,
     ) -> Survey:
         """stored: what is here under that reference. named: ask only that source.
@@ -109,8 +110,7 @@ class Surveyor:
         if isinstance(reference, MockRef):
             raise BadRequest("a mock has no bytes to fetch", code="mock_not_pinnable")
         if stored is None and isinstance(reference, HubRef):
-            refuse_parts_of_hub(only)
-            return await self._of_hub(text, reference)
+            return await self._of_hub(text, reference, choice)
         async with AsyncExitStack() as stack:
             sources = self._origins.open(stack, named)
             if stored is not None:
@@ -122,14 +122,14 @@ class Surveyor:
                 raise NotFound(
                     f"{text} is neither a CID, a Hub repository nor a name known here", code="model_not_found"
                 )
-            about = _About(text, root, only, stored is not None)
+            about = _About(text, root, choice, stored is not None)
             inquiry = Inquiry(root, sources, self._origins.discovery(named), stack)
             return await self._of_root(about, root, inquiry)
 
     async def _of_root(self, about: _About, root: Cid, inquiry: Inquiry) -> Survey:
         """What is here is looked at first: nobody is asked when all of it is."""
         if about.stored and (plan := await in_thread(self._store.plan, root)) is not None:
-            files = selected(plan, about.only)
+            files = selected(plan, about.choice)
             planned = await in_thread(self._files, files)
             if not all(file.here for file in planned):
                 await inquiry.run()
@@ -137,7 +137,7 @@ class Surveyor:
         asking = asyncio.create_task(inquiry.run(), name=f"ask about {root}")
         try:
             plan, node_bytes = await self._outline(root, inquiry)
-            files = selected(plan, about.only)
+            files = selected(plan, about.choice)
             planned = await in_thread(self._files, files)
             await asking
         finally:
@@ -194,29 +194,31 @@ class Surveyor:
             wanted.add(leaf.cid)
         return brought.total(), min(copyable, file.size - brought.total())
 
-    async def _of_hub(self, text: str, reference: HubRef) -> Survey:
+    async def _of_hub(self, text: str, reference: HubRef, choice: Choice) -> Survey:
         async with self._hub() as hub:
             snapshot = await hub.snapshot(reference.named, reference.revision)
+            paths = meant((file.path for file in snapshot.files), choice, f"{reference.named}@{snapshot.commit}")
             known = await in_thread(stored_commit, self._store, snapshot)
-            if known is not None:
-                about = _About(text, known.root, (), True, snapshot.commit)
+            about = _About(text, None if known is None else known.root, choice, known is not None, snapshot.commit)
+            if known is not None and known.complete:
                 plan = await in_thread(self._store.plan, known.root)
-                files = () if plan is None else plan.files
+                files = () if plan is None else selected(plan, paths)
                 return await in_thread(self._sum, about, await in_thread(self._files, files), files, (), 0)
-            planned = await in_thread(self._of_oids, snapshot)
-            about = _About(text, None, (), False, snapshot.commit)
-            prospect = Prospect(hub.name, hub.kind, True, True, snapshot.size_bytes)
-            return replace(await in_thread(self._sum, about, planned, (), (), 0), sources=(prospect,))
+            planned = await in_thread(self._of_oids, snapshot, paths)
+            prospect = Prospect(hub.name, hub.kind, True, True, sum(file.size for file in planned))
+            lacks = any(not file.here for file in planned)
+            return replace(await in_thread(self._sum, about, planned, (), (), 0), sources=(prospect,) if lacks else ())
 
-    def _of_oids(self, snapshot: Snapshot) -> tuple[PlannedFile, ...]:
+    def _of_oids(self, snapshot: Snapshot, paths: frozenset[str]) -> tuple[PlannedFile, ...]:
         """Files of the Hub: what is stored with the same bytes, and what an earlier try left of them."""
         planned = []
         for file in snapshot.files:
+            if file.path not in paths:
+                continue
             stored = same_bytes(self._store, snapshot, file)
-            left = 0 if stored is not None else self._store.unnamed.brought(file.oid, file.size)
-            copyable = file.size if stored is not None else 0
+            left = file.size if stored is not None else self._store.unnamed.brought(file.oid, file.size)
             cid = None if stored is None else stored.cid
-            planned.append(PlannedFile(file.path, cid, file.size, False, left, copyable))
+            planned.append(PlannedFile(file.path, cid, file.size, stored is not None, left, 0))
         return tuple(planned)
 
     def _sum(
@@ -238,7 +240,8 @@ class Surveyor:
         return Survey(
             reference=about.text,
             root=about.root,
-            only=about.only,
+            only=about.choice.include,
+            exclude=about.choice.exclude,
             stored=about.stored,
             files=tuple(planned),
             bytes_total=total,
@@ -265,7 +268,7 @@ class Surveyor:
 class _About:
     text: str
     root: Cid | None
-    only: tuple[str, ...]
+    choice: Choice
     stored: bool
     hub_commit: str | None = None
 
