@@ -100,6 +100,7 @@ class Node:
                 reach=self.peers.reached if self.config.tunnels else None,
                 consent=self.config.publish,
                 check=self.check_public,
+                here=self.store.has,
             )
         )
 
@@ -205,8 +206,9 @@ class Node:
                 raise Loading(f"{ref} is being fetched", retry_after_s=FETCH_LOOK_S) from None
             raise
 
-    async def _bring(self, ref: str) -> None:
-        await self._pins.bring(ref, self.catalogue.meant, Wish(needed=True))
+    async def _bring(self, ref: str, choice: Choice) -> str:
+        """What is chosen of a commit of the Hub, else what a loader needs of it; the root of that."""
+        return await self._pins.bring(ref, self.catalogue.meant, Wish(choice=choice, needed=True))
 
     def fetching(self) -> list[PinJob]:
         return [job for job in self.pin_jobs() if job.state == "fetching"]
@@ -326,9 +328,10 @@ class Node:
         return replace(done, results=tuple([await self.exchange.settled(result) for result in done.results]))
 
     async def publish_record(self, envelope: str) -> benchmarks.BenchResult:
-        """Publishes a record that `bench` kept, byte for byte what was shown. Raises NotFound, Unavailable."""
+        """Publishes a record that `bench` kept, byte for byte what was shown, now or as soon as Kubo is there. Raises
+        NotFound, Conflict; Unavailable where there never will be a Kubo."""
         cid = Cid.parse(envelope)
-        client = await self.kubo.wait_ready(KUBO_PATIENCE_S)
+        client = await self.exchange.client(KUBO_PATIENCE_S)
         return await self.exchange.settled(
             await benchmarks.publish_kept(cid, cache=self.config.cache, client=client, check=self.check_public)
         )

@@ -22,7 +22,8 @@ from ipfs_accelerate_node.api.context import node
 from ipfs_accelerate_node.api.inference_replies import model_headers
 from ipfs_accelerate_node.api.pipeline import METRICS, Route
 from ipfs_accelerate_node.api.traffic import finished
-from ipfs_accelerate_node.api.wire import NameText, RefText, json_reply, plain
+from ipfs_accelerate_node.api.wire import NameText, Patterns, RefText, json_reply, plain
+from ipfs_accelerate_node.content.selection import Choice
 from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput, NotFound
 from ipfs_accelerate_node.fetch.jobs import PinJob
 from ipfs_accelerate_node.inference import Inferred, Item, LoadedModel, Options, Output
@@ -55,7 +56,8 @@ PrecisionText = Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
 class LoadRequest(msgspec.Struct, frozen=True):
     """keep_alive: idle seconds after which the model is unloaded, -1 for ever, None as configured. pinned: neither
     that nor the need of others for memory unloads it. allow_mock: where it cannot be had, a mock of ``task`` will do.
-    measure: an ``auto`` device is chosen by measuring what was not measured yet."""
+    measure: an ``auto`` device is chosen by measuring what was not measured yet. include, exclude: of a commit of the
+    Hub what is fetched, instead of what a loader needs."""
 
     ref: RefText
     device: DeviceText = "auto"
@@ -66,6 +68,8 @@ class LoadRequest(msgspec.Struct, frozen=True):
     pinned: bool | None = None
     allow_mock: bool = False
     measure: bool = True
+    include: Patterns = []
+    exclude: Patterns = []
 
 
 class InferOptions(msgspec.Struct, frozen=True):
@@ -247,6 +251,7 @@ async def load(request: web.Request) -> web.Response:
         thorough=body.measure,
         allow_mock=body.allow_mock,
         fetch=True,
+        choice=Choice(tuple(body.include), tuple(body.exclude)),
     )
     return json_reply(loaded)
 

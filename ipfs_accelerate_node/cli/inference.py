@@ -11,7 +11,7 @@ import click
 
 from ipfs_accelerate_node.cli import Refused
 from ipfs_accelerate_node.cli.client import path_of
-from ipfs_accelerate_node.cli.options import MODEL_NAME, REFERENCE, daemon_options
+from ipfs_accelerate_node.cli.options import MODEL_NAME, REFERENCE, choosing, daemon_options
 from ipfs_accelerate_node.cli.render import fields, note, print_json, size
 
 if TYPE_CHECKING:
@@ -33,12 +33,17 @@ SHOWN_NUMBERS = 4
 @click.option("--keep-alive", type=float, metavar="SECONDS", help="Unload it when idle for so long; -1: never.")
 @click.option("--pin/--no-pin", "pinned", default=None, help="Keep it in memory whatever else is loaded.")
 @click.option("--allow-mock", is_flag=True, help="With --task: if the model cannot be had, load a mock.")
+@choosing
 @daemon_options
 def load(ref: str, alias: str | None, allow_mock: bool, daemon: Daemon, as_json: bool, **wanted: Any) -> None:
-    """Start a model's worker process and wait until it answers."""
+    """Start a model's worker process and wait until it answers.
+
+    Of hf:org/name what a loader needs is fetched first: settings, tokenizer and safetensors, no second copy of the
+    weights in another format. --include and --exclude choose otherwise; `pin` fetches all of it.
+    """
     body = {
         "ref": ref,
-        **{name: value for name, value in wanted.items() if value is not None},
+        **{name: value for name, value in wanted.items() if value is not None and value != ()},
         **({} if alias is None else {"as": alias}),
         **({"allow_mock": True} if allow_mock else {}),
     }

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.reference import HubRef, MockRef, parse_reference
+from ipfs_accelerate_node.content.selection import ALL_FILES, Choice
 from ipfs_accelerate_node.errors import (
     DeviceUnavailable,
     Loading,
@@ -17,6 +18,7 @@ from ipfs_accelerate_node.errors import (
     NodeError,
     NotFound,
     Overloaded,
+    SourceUnavailable,
     Unavailable,
 )
 from ipfs_accelerate_node.inference.model import Embeddings, Inferred, Item, LoadedModel, ModelSpec, Options
@@ -32,8 +34,8 @@ LOAD_WAIT_S = 20.0  # a request waits so long for a model that is being loaded, 
 
 class Serving:
     """find: the stored model that a reference means. bring: fetches what a reference to the Hub means, for who asks to
-    load it. group: where loads go on when their first caller has gone. allow_mock: a mock of the task stands in, marked
-    as one, where the model cannot be had."""
+    load it, and returns its root. group: where loads go on when their first caller has gone. allow_mock: a mock of the
+    task stands in, marked as one, where the model cannot be had."""
 
     def __init__(
         self,
@@ -43,7 +45,7 @@ class Serving:
         find: Callable[[str], StoredModel],
         group: asyncio.TaskGroup,
         allow_mock: bool,
-        bring: Callable[[str], Awaitable[None]] | None = None,
+        bring: Callable[[str, Choice], Awaitable[str]] | None = None,
     ) -> None:
         self._bring = bring
         self._store = store
@@ -71,11 +73,13 @@ class Serving:
         thorough: bool = False,
         allow_mock: bool = False,
         fetch: bool = False,
+        choice: Choice = ALL_FILES,
     ) -> LoadedModel:
         """A stored model, or a mock that is named as one; joins a load of the same that is under way. fetch: ``hf:…``
-        that is not here is pinned first. See ``Registry.load``; raises NotFound beside what that raises."""
+        that is not here is pinned first, as far as choice says or, without one, as a loader needs it. See
+        ``Registry.load``; raises NotFound beside what that raises."""
         try:
-            spec = await self._spec(ref, task, fetch)
+            spec = await self._spec(ref, task, choice if fetch else None)
         except NodeError as exc:
             return await self._mocked(exc, task, allow_mock)
         self._hold(spec)
@@ -97,7 +101,8 @@ class Serving:
         self._hold(spec)  # again: an earlier load of it may have gone, and let go, in between
         return loaded
 
-    async def _spec(self, ref: str, task: str | None, fetch: bool) -> ModelSpec:
+    async def _spec(self, ref: str, task: str | None, fetched: Choice | None) -> ModelSpec:
+        """fetched: what may be fetched of it; None for nothing."""
         reference = parse_reference(ref)
         if isinstance(reference, MockRef):
             if task not in (None, reference.task):
@@ -108,16 +113,32 @@ class Serving:
         except NotFound as exc:
             if not isinstance(reference, HubRef) or not ref.startswith("hf:"):
                 raise
-            if not fetch or self._bring is None:
+            if fetched is None or self._bring is None:
                 reason = "only `pin` and `load` fetch"
                 exc.detail["chain"] = [
                     {"step": "here", "outcome": "absent", "reason": str(exc)},
                     *({"step": step, "outcome": "skipped", "reason": reason} for step in ("map", "hub")),
                 ]
                 raise
-            await self._bring(ref)
-            model = await asyncio.to_thread(self._find, ref)
+            model = await asyncio.to_thread(self._find, await self._bring(ref, fetched))
+        else:
+            if fetched is not None and isinstance(reference, HubRef):
+                model = await self._completed(model, fetched)
         return ModelSpec(str(model.root), model.path, model.names, source=model.provenance.kind, task=task)
+
+    async def _completed(self, model: StoredModel, fetched: Choice) -> StoredModel:
+        """A model of the Hub that is here in part, with what its loader needs of the same commit. Where the Hub cannot
+        be asked, what is here has to do."""
+        came = model.provenance
+        in_part = not model.complete or came.selection is not None
+        if self._bring is None or not in_part or came.hub_repo is None or came.hub_commit is None:
+            return model
+        try:
+            root = await self._bring(f"hf:{came.hub_repo}@{came.hub_commit}", fetched)
+        except SourceUnavailable as exc:
+            log.info("load.in_part root=%s code=%s", model.root, exc.code)
+            return model
+        return await asyncio.to_thread(self._find, root)
 
     async def _mocked(self, error: NodeError, task: str | None, allowed: bool) -> LoadedModel:
         """The mock of the task, where that was allowed and the model itself cannot be had; a named device, or too much
