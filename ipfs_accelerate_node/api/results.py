@@ -12,11 +12,11 @@ from aiohttp import web
 
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import read_json
-from ipfs_accelerate_node.api.context import CONFIG, node
-from ipfs_accelerate_node.api.pipeline import Route
+from ipfs_accelerate_node.api.context import node
+from ipfs_accelerate_node.api.pipeline import CALLER, GATE, Route
 from ipfs_accelerate_node.api.reports import ONE_AT_A_TIME
 from ipfs_accelerate_node.api.wire import PeerRequest, RerunRequest, json_reply
-from ipfs_accelerate_node.benchmarks import RecordShelf, refuse_mocks
+from ipfs_accelerate_node.benchmarks import refuse_mocks
 from ipfs_accelerate_node.benchmarks.exchange import Told
 from ipfs_accelerate_node.benchmarks.record import json_value, machine
 from ipfs_accelerate_node.benchmarks.rerun import Again, Hands, rerun
@@ -26,6 +26,7 @@ from ipfs_accelerate_node.content.reference import HubRef, RootRef, parse_refere
 from ipfs_accelerate_node.errors import BadRequest, Conflict, NotFound
 from ipfs_accelerate_node.node import Node
 from ipfs_accelerate_node.peers.ranking import Hardware
+from ipfs_accelerate_node.records.envelope import Opened
 from ipfs_accelerate_node.sources.hub_names import HubRepo, check_repo
 
 MAX_NAMED = 64  # peers of one question
@@ -105,27 +106,34 @@ async def _hardware(here: Node) -> Hardware:
 
 
 async def list_benchmarks(request: web.Request) -> web.Response:
-    """Our own records, verified when read, the published ones with their signed blocks; ``?model=`` is any reference of
-    a stored model, or a root: then also what we accepted of others (``seen``)."""
-    model = None
+    """Our published records with their signed blocks; ``?model=`` is any reference of a stored model, or a root: then
+    also what we accepted of others (``seen``). Who has the admin key sees what nobody was told too, and each one's
+    state; for everybody else that, and what is private here, is not there."""
+    here, model = node(request), None
+    everything = request.app[GATE].sees_private(request[CALLER])
     if (ref := request.query.get("model")) is not None:
-        model = await asyncio.to_thread(_root, node(request), ref)
-    listing = await asyncio.to_thread(RecordShelf(request.app[CONFIG].cache).listing, model)
-    told = {one.envelope_cid: one for one in await asyncio.to_thread(node(request).exchange.told, model)}
+        model = await asyncio.to_thread(_root, here, ref, public_only=not everything)
+    told = {one.envelope_cid: one for one in await asyncio.to_thread(here.exchange.told, model)}
+    if not everything:
+        return json_reply({"benchmarks": [_entry(one) for one in told.values()]})
+    kept, broken = await asyncio.to_thread(here.exchange.kept, model)
     found: list[Mapping[str, object]] = [
-        _entry(told[opened.envelope_cid])
-        if opened.envelope_cid in told
-        else {
-            "record": json_value(opened.record),
-            "record_cid": opened.record_cid,
-            "envelope_cid": opened.envelope_cid,
-            "signer": opened.signer,
-            "seen": False,
-        }
-        for opened in listing.records
+        {**_shown(one.opened, told.pop(one.opened.envelope_cid, None)), "state": one.state} for one in kept
     ]
-    found += [_entry(one) for one in told.values() if one.seen]
-    return json_reply({"benchmarks": found, "broken": len(listing.broken)})
+    found += [_entry(one) for one in told.values()]
+    return json_reply({"benchmarks": found, "broken": broken})
+
+
+def _shown(opened: Opened, told: Told | None) -> dict[str, object]:
+    if told is not None:
+        return _entry(told)
+    return {
+        "record": json_value(opened.record),
+        "record_cid": opened.record_cid,
+        "envelope_cid": opened.envelope_cid,
+        "signer": opened.signer,
+        "seen": False,
+    }
 
 
 async def told_to_strangers(request: web.Request) -> web.Response:
@@ -149,11 +157,15 @@ def _entry(told: Told) -> dict[str, object]:
     }
 
 
-def _root(here: Node, ref: str) -> Cid:
+def _root(here: Node, ref: str, *, public_only: bool = False) -> Cid:
+    """public_only: a name of a private model means nothing."""
     reference = parse_reference(ref)
     if isinstance(reference, RootRef) and not reference.path:
         return reference.cid.canonical
-    return here.find(ref).root
+    found = here.find(ref)
+    if public_only and not found.public:
+        raise NotFound(f"{shown(ref)} is not here", code="model_not_found")
+    return found.root
 
 
 async def add_peer(request: web.Request) -> web.Response:

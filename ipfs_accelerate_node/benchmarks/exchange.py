@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from ipfs_accelerate_node.benchmarks.publish import publish
 from ipfs_accelerate_node.benchmarks.record import json_value
@@ -27,6 +27,7 @@ from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.kubo import KuboClient, KuboService
 from ipfs_accelerate_node.peers.book import PeerBook
 from ipfs_accelerate_node.peers.claims import Claim, open_claim
+from ipfs_accelerate_node.peers.confirming import Confirming
 from ipfs_accelerate_node.peers.publishing import OwnRecord, ResultsPublisher, Standing
 from ipfs_accelerate_node.peers.ranking import Hardware, Result, ranked
 from ipfs_accelerate_node.peers.results import Inquiry, Patience, Reach, Results
@@ -35,6 +36,8 @@ from ipfs_accelerate_node.peers.results_store import ResultsStore
 from ipfs_accelerate_node.records.canonical import decode
 from ipfs_accelerate_node.records.envelope import Opened
 from ipfs_accelerate_node.records.key import NodeKey
+
+State = Literal["published", "queued", "here"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +53,20 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """One of our own records as the user sees it. state: published (pinned, and read back by CID), queued (it will be,
+    as soon as that can be done), or here."""
+
+    opened: Opened
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What is known about a model: results ranked, how many claims and keys they rest on, which keys contradicted
-    themselves, and what each peer answered; inquiry is None where nobody was asked."""
+    themselves, and what each peer answered; inquiry is None where nobody was asked. confirmed: somebody was found who
+    has the model; where nobody was, what others claim of it is in unconfirmed, newest first, and nothing but our own in
+    results. queued: how many of our own records of it wait to be published."""
 
     model: Cid
     results: tuple[Result, ...]
@@ -60,12 +74,16 @@ class Found:
     keys: int
     flagged: tuple[str, ...]
     inquiry: Inquiry | None
+    confirmed: bool = True
+    unconfirmed: tuple[Result, ...] = ()
+    queued: int = 0
 
 
 class Exchange:
-    """Async context manager, within that of kubo. configured: peers of the configuration, allowed: keys of it. reach: URL of a node by its
-    PeerID while inside; None without tunnels. consent: the user agreed to publish whatever is measured. check: raises
-    NotFound or Conflict where a model is not to be spoken of; it may have become private while its record waited."""
+    """Async context manager, within that of kubo. configured: peers of the configuration, allowed: keys of it. reach:
+    URL of a node by its PeerID while inside; None without tunnels. consent: the user agreed to publish whatever is
+    measured. check: raises NotFound or Conflict where a model is not to be spoken of; it may have become private while
+    its record waited. here: whether this node has a root itself."""
 
     def __init__(
         self,
@@ -79,7 +97,9 @@ class Exchange:
         consent: bool = False,
         patience: Patience | None = None,
         check: Callable[[Cid], None] = lambda root: None,
+        here: Callable[[Cid], bool] = lambda root: True,
     ) -> None:
+        self._here = here
         self._cache = cache
         self._kubo = kubo
         self._key = key
@@ -113,6 +133,9 @@ class Exchange:
                 changed=self.publisher.wake,
                 patience=self._patience,
             )
+            self.confirming = Confirming(
+                self.store, self._kubo, here=self._here, reach=self._reach, patience=self._patience or Patience()
+            )
             publishing = asyncio.create_task(self.publisher.run(), name="publish results")
             stack.push_async_callback(_ended, publishing)
             self._exit = stack.pop_all()
@@ -128,11 +151,40 @@ class Exchange:
     ) -> Found:
         """What is known of it. ask: others are asked now: these peers, or all that are known and whoever announced
         that they have results. like: only what ran on such hardware, ours apart. Raises StorageError."""
+        model = model.canonical
         inquiry = None
+        confirmed = await in_thread(self.confirming.known, model)
         if ask:
-            whom = self.book.all() if peers is None else peers
+            inquiry, confirmed = await self._asked(model, peers, confirmed)
+        return await in_thread(self._found, model, inquiry, like, confirmed)
+
+    async def _asked(self, model: Cid, peers: Sequence[str] | None, confirmed: bool) -> tuple[Inquiry, bool]:
+        """While others are asked for results, the network is asked for the model itself, unless that is known; then
+        those who answered, if there is anything to confirm."""
+        whom = self.book.all() if peers is None else peers
+        async with asyncio.TaskGroup() as group:
+            looking = None
+            if not confirmed and peers is None:
+                looking = group.create_task(self.confirming.by_network(model), name=f"confirm {model}")
             inquiry = await self.asking.ask(model, whom, search=peers is None)
-        return await in_thread(self._found, model.canonical, inquiry, like)
+            if not confirmed and await in_thread(lambda: self.store.of(model, limit=1)):
+                answered = [answer.peer for answer in inquiry.answers]
+                confirmed = await self.confirming.by_peers(model, answered) or (looking is not None and await looking)
+            if looking is not None:
+                looking.cancel()
+        return inquiry, confirmed
+
+    def kept(self, model: Cid | None) -> tuple[list[Kept], int]:
+        """Our own records, of one model or of all, oldest first, and how many entries are broken. Blocks."""
+        listing = self._shelf.listing(model)
+        public = {opened.envelope_cid for opened in self._shelf.listing(model, published=True).records}
+        queued = self.store.queued()
+        found = [
+            Kept(opened, "published" if cid in public else "queued" if cid in queued else "here")
+            for opened in listing.records
+            for cid in (opened.envelope_cid,)
+        ]
+        return found, len(listing.broken)
 
     def told(self, model: Cid | None) -> list[Told]:
         """What this node answers to whoever asks: its published records and, about a model, those it accepted; the
@@ -174,7 +226,7 @@ class Exchange:
         index follows. Raises StorageError."""
         if not result.published and await in_thread(self._queue, Cid.parse(result.envelope_cid)):
             reason = result.note or "kept here, not published: Kubo is away"
-            result = replace(result, note=f"{reason}; published as soon as Kubo is there")
+            result = replace(result, note=f"{reason}; published as soon as Kubo is there", queued=True)
         self.publisher.wake()
         return result
 
@@ -204,14 +256,26 @@ class Exchange:
         self.store.want(envelope)
         return True
 
-    def _found(self, model: Cid, inquiry: Inquiry | None, like: Hardware | None) -> Found:
+    def _found(self, model: Cid, inquiry: Inquiry | None, like: Hardware | None, confirmed: bool) -> Found:
         claims = self.store.of(model, now=int(time.time()))
         keys = {claim.key: claim.signer for claim in claims}
         flagged = {key: signer for key, signer in keys.items() if self.store.standing(key).flagged}
         if like is not None:
             claims = [claim for claim in claims if like.is_like(claim)]
-        results = ranked(claims, self._own_claims(model), trusted=self.book.trusted, flagged=flagged)
-        return Found(model, tuple(results), len(claims), len(keys), tuple(sorted(flagged.values())), inquiry)
+        own, trusted = self._own_claims(model), self.book.trusted
+        results = ranked(claims if confirmed else (), own, trusted=trusted, flagged=flagged)
+        unconfirmed = () if confirmed else ranked(claims, (), trusted=trusted, flagged=flagged)
+        return Found(
+            model,
+            tuple(results),
+            len(claims),
+            len(keys),
+            tuple(sorted(flagged.values())),
+            inquiry,
+            confirmed,
+            tuple(sorted(unconfirmed, key=lambda result: -result.newest)),
+            sum(kept.state == "queued" for kept in self.kept(model)[0]),
+        )
 
     def _own_claims(self, model: Cid) -> list[Claim]:
         """Ours, in the same form; one that this version does not read any more is left out."""

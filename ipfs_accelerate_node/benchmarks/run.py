@@ -69,8 +69,9 @@ class Wish:
 class BenchResult:
     """record: as JSON has it, links as CID strings. figures: what its samples say. signer: PeerID of the node key.
 
-    published: both blocks are pinned in Kubo and were read back by CID. note: why not, where publishing was asked for,
-    or why nobody has been told yet; or why the machine was too busy for the figures to mean anything.
+    published: both blocks are pinned in Kubo and were read back by CID. queued: they will be, as soon as that can be
+    done. note: why not, where publishing was asked for, or why nobody has been told yet; or why the machine was too
+    busy for the figures to mean anything.
     """
 
     record: dict[str, object]
@@ -80,6 +81,7 @@ class BenchResult:
     signer: str
     published: bool = False
     note: str | None = None
+    queued: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,10 +312,11 @@ def _too_busy(found: Workload, measured: Measured, why: str) -> Unavailable:
 
 
 async def publish_kept(
-    envelope: Cid, *, cache: Path, client: KuboClient, check: Callable[[Cid], None] = lambda root: None
+    envelope: Cid, *, cache: Path, client: KuboClient | None, check: Callable[[Cid], None] = lambda root: None
 ) -> BenchResult:
-    """Publishes a record that an earlier `bench` kept, byte for byte. check: raises where a model is not to be spoken
-    of. Raises NotFound, Conflict (machine_busy: such a record stays here), BadContent, StorageError."""
+    """Publishes a record that an earlier `bench` kept, byte for byte. client: None where that cannot be done now.
+    check: raises where a model is not to be spoken of. Raises NotFound, Conflict (machine_busy: such a record stays
+    here), BadContent, StorageError."""
     sealed = await asyncio.to_thread(RecordShelf(cache).sealed, envelope)
     opened = open_envelope(sealed.envelope_bytes, sealed.record_bytes, BENCH_PREFIX)
     found = read_benchmark(opened.record, busy=True)
@@ -327,7 +330,7 @@ async def publish_kept(
         envelope_cid=str(sealed.envelope_cid),
         signer=opened.signer,
     )
-    return await _published(client, result, cache)
+    return result if client is None else await _published(client, result, cache)
 
 
 async def _published(client: KuboClient, result: BenchResult, cache: Path) -> BenchResult:

@@ -109,8 +109,15 @@ def _markdown(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _tell(done: dict[str, Any]) -> None:
-    if not done["results"]:
+    for result in done["unconfirmed"]:
+        what = " ".join((result["workload"], "on", result["device"], result["engine"], result["precision"]))
+        note(f"unconfirmed: {what}: {_ms(result['median_ns'])} ms, claimed by {result['keys']} keys")
+    if done["unconfirmed"]:
+        note("nobody was found who has this model: what is claimed of it is not ranked")
+    elif not done["results"]:
         note("nobody's results are known here")
+    if done["queued"]:
+        note(f"{done['queued']} records of this node are queued: published as soon as Kubo is there")
     for signer in done["flagged"]:
         note(f"{signer} contradicted itself: its results are not counted")
     asked = done["inquiry"]

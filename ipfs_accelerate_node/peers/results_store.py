@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 MAX_PER_KEY = 1_000
 MAX_CLAIMS = 200_000
 MAX_KEYS = 20_000
+MAX_ROOTS = 50_000
 QUERY_LIMIT = 500
 _FILE = "results.sqlite"
 _SCHEMA_VERSION = 1
@@ -54,6 +55,7 @@ CREATE TABLE IF NOT EXISTS keys(
     key BLOB PRIMARY KEY, index_seq INTEGER NOT NULL DEFAULT -1, index_cid BLOB, revoked INTEGER NOT NULL DEFAULT 0,
     flagged INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS said(name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS roots(model BLOB PRIMARY KEY, confirmed INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS wanted(
     envelope_cid BLOB PRIMARY KEY, record_cid BLOB, deed TEXT NOT NULL) WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS claims_come AFTER INSERT ON claims BEGIN
@@ -157,6 +159,23 @@ class ResultsStore:
         with self._reading() as db:
             return int(db.execute("SELECT count(*) FROM claims").fetchone()[0])
 
+    # --- roots
+
+    def confirmed(self, model: Cid) -> int | None:
+        """When somebody was found who has it, in seconds since 1970."""
+        with self._reading() as db:
+            asked = "SELECT confirmed FROM roots WHERE model = ?"
+            row = db.execute(asked, (bytes(model.canonical),)).fetchone()
+        return None if row is None else int(row[0])
+
+    def note_confirmed(self, model: Cid, now: int) -> None:
+        with self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO roots VALUES(?, ?)", (bytes(model.canonical), now))
+            surplus = db.execute("SELECT count(*) FROM roots").fetchone()[0] - MAX_ROOTS
+            if surplus > 0:
+                oldest = "SELECT model FROM roots ORDER BY confirmed LIMIT ?"
+                db.execute(f"DELETE FROM roots WHERE model IN ({oldest})", (surplus,))
+
     # --- keys
 
     def standing(self, key: bytes) -> KeyStanding:
@@ -196,6 +215,12 @@ class ResultsStore:
         """A record of ours that is to be published as soon as that can be."""
         with self._writing() as db:
             db.execute("INSERT OR IGNORE INTO wanted VALUES(?, NULL, 'publish')", (bytes(envelope),))
+
+    def queued(self) -> set[Cid]:
+        """Envelopes of ours that are to be published, and are not yet."""
+        with self._reading() as db:
+            rows = db.execute("SELECT envelope_cid FROM wanted WHERE deed = 'publish'").fetchall()
+        return {Cid.decode(row[0]) for row in rows}
 
     def wanted(self, limit: int = 1_000) -> list[Wanted]:
         """What is still to be done in Kubo: claims that came are to be pinned there, those that went to be let go."""

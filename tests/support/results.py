@@ -18,8 +18,8 @@ from ipfs_accelerate_node.records.canonical import Value
 from ipfs_accelerate_node.records.envelope import BENCH_PREFIX, LIFETIME_S, Sealed, seal
 from ipfs_accelerate_node.records.key import NodeKey
 
-MODEL = Cid.of(b"a model", DAG_PB)
-OTHER_MODEL = Cid.of(b"another model", DAG_PB)
+BLOCKS = {str(Cid.of(block, DAG_PB)): block for block in (b"a model", b"another model")}
+MODEL, OTHER_MODEL = map(Cid.parse, BLOCKS)
 
 WAIT_S = 60.0
 
@@ -102,15 +102,23 @@ async def silent(_: web.Request) -> web.StreamResponse:
     raise AssertionError("it never answers")
 
 
+async def _model(request: web.Request) -> web.StreamResponse:
+    if (block := BLOCKS.get(request.match_info["cid"])) is None:
+        raise web.HTTPNotFound
+    return web.Response(body=block, content_type="application/vnd.ipld.raw")
+
+
 @asynccontextmanager
-async def fake_peers(answers: Sequence[Answer]) -> AsyncIterator[list[str]]:
-    """URLs of servers of their own, one for each answer."""
+async def fake_peers(answers: Sequence[Answer], *, models: bool = True) -> AsyncIterator[list[str]]:
+    """URLs of servers of their own, one for each answer. models: they have MODEL and OTHER_MODEL too."""
     runners: list[web.AppRunner] = []
     urls: list[str] = []
     try:
         for answer in answers:
             app = web.Application()
             app.router.add_get("/api/benchmarks", answer)
+            if models:
+                app.router.add_get("/ipfs/{cid}", _model)
             runners.append(runner := web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1))
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()
