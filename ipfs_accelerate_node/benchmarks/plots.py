@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ipfs_accelerate_node.benchmarks.charts import Bars, Chart, Kind, Lines, Mark, short
 from ipfs_accelerate_node.errors import Unavailable
+from ipfs_accelerate_node.peers.likeness import ALIKE, AMONG_KEYS, MOST_SPREAD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +37,11 @@ _POINTS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LEGEND = (
     "Each bar is one key's median, its whisker the middle half of the samples. "
     "Hatched: a claim, signed, but not measured here."
+)
+
+_UNLIKE = (
+    f"Unlike: on like hardware more than {ALIKE:g} to {ALIKE + MOST_SPREAD:g} times (by their spread) from this "
+    f"machine's figure or, where it has none, {AMONG_KEYS:g} times from the other keys'. That does not mean wrong."
 )
 
 # In inches; everything has its place, so that nothing can lie on anything else.
@@ -98,7 +104,9 @@ class _Sheet:
 
         charts = [chart for chart in charts if chart.panels]
         panels = [panel for chart in charts for panel in chart.panels]
-        top = _TOP + (0.22 if len(_handles(_drawn_as_bars(panels))) > _IN_A_ROW else 0)
+        marks = _drawn_as_bars(panels)
+        more_rows = (len(_handles(marks)) > _IN_A_ROW) + any(mark.unlike for mark in marks)
+        top = _TOP + 0.22 * more_rows
         self._height = top + sum(map(_height, panels)) + _HEADING * len(charts) + _EDGE
         self.figure = Figure(figsize=(_WIDTH, self._height))
         self._renderer: Any = FigureCanvasAgg(self.figure).get_renderer()  # type: ignore[no-untyped-call]
@@ -116,11 +124,13 @@ class _Sheet:
         marks = _drawn_as_bars(panels)
         if not panels:
             self._text(_EDGE, 0.85, "Nobody's results are known here.")
+        if any(mark.unlike for mark in marks):
+            self._text(_EDGE, self._down - 0.12, _UNLIKE, size=9, color=GREY)
         if marks:
             self._text(_EDGE, 0.75, _LEGEND, size=9, color=GREY)
             self.figure.legend(
-                handles=_handles(marks), loc="upper left", bbox_to_anchor=self._at(_EDGE, 0.85), ncols=_IN_A_ROW, fontsize=9,
-                frameon=False, borderaxespad=0, borderpad=0.1, handlelength=2.6, columnspacing=1.6,
+                handles=_handles(marks), loc="upper left", bbox_to_anchor=self._at(_EDGE, 0.85), ncols=_IN_A_ROW,
+                fontsize=9, frameon=False, borderaxespad=0, borderpad=0.1, handlelength=2.6, columnspacing=1.6,
             )  # fmt: skip
 
     def _panel(self, panel: Bars | Lines) -> None:
@@ -232,7 +242,7 @@ def _handles(marks: Sequence[Mark]) -> list[Any]:
         for kind in kinds
     ]
     if any(mark.unlike for mark in marks):
-        handles.append(Patch(facecolor="none", edgecolor=VERMILION, linewidth=2.2, label="unlike, see the rule"))
+        handles.append(Patch(facecolor="none", edgecolor=VERMILION, linewidth=2.2, label="unlike"))
     return handles
 
 

@@ -1,25 +1,25 @@
-"""`results`: how a model runs elsewhere."""
+"""`results`: how a model runs elsewhere, as a table, as plots, and beside what this machine makes of the same work."""
 
 from __future__ import annotations
 
-import csv
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import click
 
+from ipfs_accelerate_node.cli.new_files import FORCE
 from ipfs_accelerate_node.cli.options import REFERENCE, daemon_options
-from ipfs_accelerate_node.cli.render import clean, note, print_json, table
+from ipfs_accelerate_node.cli.render import note, print_json, table
+from ipfs_accelerate_node.cli.results_files import Files, plot_file
 
 if TYPE_CHECKING:
     from ipfs_accelerate_node.cli.client import Daemon
+    from ipfs_accelerate_node.cli.sheets import Sheet
 
-_COLUMNS = (
-    "device", "cpu", "engine", "precision", "workload", "keys", "trusted", "median_ms", "low_ms", "high_ms", "per_s",
-    "unit", "own_ms", "own_per_s",
-)  # fmt: skip
+_FILE = click.Path(path_type=Path)
 
 
 @click.command()
@@ -27,108 +27,125 @@ _COLUMNS = (
 @click.option("--peer", "peers", multiple=True, metavar="URL|PEERID", help="Ask only this one; may be repeated.")
 @click.option("--hardware", type=click.Choice(["like-mine"]), help="Only what ran on hardware like this machine's.")
 @click.option("--offline", is_flag=True, help="Ask nobody: what is here already.")
+@click.option("--by-key", is_flag=True, help="A row for each key, not the medians of all.")
 @click.option("--csv", "form", flag_value="csv", help="Print comma-separated values.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
+@click.option("--parquet", type=_FILE, metavar="FILE", help="Write the table there (extra parquet).")
+@click.option(
+    "--plot", "plots", type=_FILE, multiple=True, callback=plot_file, metavar="FILE",
+    help="Draw latency by device and throughput by batch, as .png or .svg (extra plot); may be repeated.",
+)  # fmt: skip
+@click.option("--html", type=_FILE, metavar="FILE", help="Plots and tables as one page (extra plot).")
+@FORCE
+@click.option("--verify", is_flag=True, help="Run here what others claim, and show both; takes minutes.")
+@click.option("--key", "keys", multiple=True, metavar="PEERID", help="With --verify: only what this key claims.")
+@click.option("--device", metavar="D", help="With --verify: run it there, not on what is closest to the claim's.")
+@click.option("--workload", "workloads", multiple=True, metavar="NAME", help="With --verify: only this one.")
+@click.option("--quick", is_flag=True, help="With --verify: fewer repeats, nothing compared with the reference.")
 @daemon_options
 def results(
     ref: str,
     peers: tuple[str, ...],
     hardware: str | None,
     offline: bool,
+    by_key: bool,
     form: str | None,
+    parquet: Path | None,
+    plots: tuple[Path, ...],
+    html: Path | None,
+    force: bool,
+    verify: bool,
     daemon: Daemon,
     as_json: bool,
+    **rerun: Any,
 ) -> None:
     """Ask other nodes how a model runs on their hardware.
 
     Peers of the configuration, those added, and whoever announced results of the model are asked at once. A signature
-    proves who says it, not that it is true: one vote per key, the median of the keys, trusted keys first. Failures are
-    told on stderr.
+    proves who says it, not that it is true: one vote per key, the median of the keys, trusted keys first. What is far
+    from this machine's own figure, or from the other keys', is flagged as unlike. Failures are told on stderr.
     """
+    _check(verify=verify, by_key=by_key, hardware=hardware, rerun=rerun)
+    files = Files(parquet, plots, html, force=force)
+    files.check()
+    done: dict[str, Any] | None = None
+    if verify:
+        wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in rerun.items() if value}
+        done = daemon.call("POST", "/api/results/verify", {"ref": ref, "peers": peers, "ask": not offline, **wanted})
     query = [("model", ref), *(("peer", peer) for peer in peers)]
     query += [("hardware", hardware)] if hardware else []
-    query += [("ask", "no")] if offline else []
-    done = daemon.call("GET", f"/api/results?{urlencode(query)}")
+    query += [("ask", "no")] if offline or verify else []
+    found = daemon.call("GET", f"/api/results?{urlencode(query)}") if done is None or files.wanted else None
+    sheet = _sheet(done, found, by_key=by_key)
     if as_json:
-        print_json(done)
-        return
-    rows = [_row(result) for result in done["results"]]
-    if form == "csv":
-        csv.writer(sys.stdout, lineterminator="\n").writerows([_COLUMNS, *(map(_harmless, row) for row in rows)])
-    elif form == "markdown":
-        _markdown(rows)
+        print_json(found if done is None else done)
     else:
-        table(_COLUMNS, rows)
-    _tell(done)
+        _show(sheet, form)
+    lines = _told(found) if done is None and found is not None else _verified(done or {})
+    files.write(ref, found, sheet, lines, verified=done is not None)
+    for line in lines if not as_json else ():
+        note(line)
 
 
-def _row(result: dict[str, Any]) -> list[str]:
-    device = result["device"]
-    if result["device_name"] and result["device_name"] not in (device, *result["cpus"]):
-        device = f"{device} ({result['device_name']})"
-    figures = (result["median_ns"], result["low_ns"], result["high_ns"])
-    return [
-        device,
-        ", ".join(result["cpus"]),
-        result["engine"],
-        result["precision"],
-        " ".join(part for part in (result["workload"], result["settings"]) if part),
-        str(result["keys"]),
-        str(result["trusted"]),
-        *map(_ms, figures),
-        _rate(result["per_s"]),
-        f"{result['unit']}/s",
-        _ms(result["own_ns"]),
-        _rate(result["own_per_s"]),
+def _check(*, verify: bool, by_key: bool, hardware: str | None, rerun: dict[str, Any]) -> None:
+    if verify and (by_key or hardware):
+        raise click.UsageError("--verify has a row for each claim: leave out --by-key and --hardware")
+    if not verify and (alone := [name for name, value in rerun.items() if value]):
+        raise click.UsageError(f"--{alone[0].removesuffix('s')} is for --verify")
+
+
+def _sheet(done: dict[str, Any] | None, found: dict[str, Any] | None, *, by_key: bool) -> Sheet:
+    from ipfs_accelerate_node.cli import results_sheets
+
+    if done is not None:
+        return results_sheets.beside(done)
+    return (results_sheets.by_key if by_key else results_sheets.summary)(found or {})
+
+
+def _show(sheet: Sheet, form: str | None) -> None:
+    if form == "csv":
+        sys.stdout.write(sheet.csv())
+    elif form == "markdown":
+        sys.stdout.write(sheet.markdown())
+    else:
+        wide = not sys.stdout.isatty()
+        table(sheet.header(wide=wide), sheet.texts(wide=wide))
+
+
+def _told(found: dict[str, Any]) -> list[str]:
+    """What is to be said of the answers, and of who gave none."""
+    lines = [] if found["results"] else ["nobody's results are known here"]
+    lines += [f"{signer} contradicted itself: its results are not counted" for signer in found["flagged"]]
+    unlike = sum(1 for result in found["results"] for vote in result["votes"] if vote["unlike"])
+    if unlike:
+        lines.append(
+            f"{unlike} claims are unlike: far from this machine's figure or the other keys' (--by-key says whose)"
+        )
+    return lines + _asked(found["inquiry"])
+
+
+def _asked(inquiry: dict[str, Any] | None) -> list[str]:
+    if inquiry is None:
+        return []
+    lines = [
+        f"{answer['peer']}: {refused['count']} records refused: {refused['code']}: {refused['reason']}"
+        for answer in inquiry["answers"]
+        for refused in answer["refused"]
     ]
+    lines += [f"{gone['peer']}: no answer: {gone['code']}: {gone['reason']}" for gone in inquiry["failures"]]
+    if inquiry["note"]:
+        lines.append(inquiry["note"])
+    new = sum(answer["accepted"] for answer in inquiry["answers"])
+    counts = len(inquiry["answers"]), len(inquiry["failures"])
+    return [*lines, f"{counts[0]} nodes answered, {counts[1]} did not; {new} new records"]
 
 
-def _ms(ns: int | None) -> str:
-    return "-" if ns is None else f"{ns / 1e6:.3f}"
-
-
-def _rate(per_s: float | None) -> str:
-    return "-" if per_s is None else f"{per_s:.4g}"
-
-
-def _harmless(cell: str) -> str:
-    """No cell is a formula for the spreadsheet that opens it: others wrote these texts."""
-    text = clean(cell)
-    return f"'{text}" if text[:1] in ("=", "+", "@") or (text[:1] == "-" and text != "-") else text
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> None:
-    def cell(text: str) -> str:
-        plain = clean(text).replace("\\", "\\\\").replace("|", "\\|")
-        return plain.replace("&", "&amp;").replace("<", "&lt;").replace("`", "\\`").replace("[", "\\[")
-
-    print(f"| {' | '.join(_COLUMNS)} |")
-    print(f"|{' --- |' * len(_COLUMNS)}")
-    for row in rows:
-        print(f"| {' | '.join(map(cell, row))} |")
-
-
-def _tell(done: dict[str, Any]) -> None:
-    for result in done["unconfirmed"]:
-        what = " ".join((result["workload"], "on", result["device"], result["engine"], result["precision"]))
-        note(f"unconfirmed: {what}: {_ms(result['median_ns'])} ms, claimed by {result['keys']} keys")
-    if done["unconfirmed"]:
-        note("nobody was found who has this model: what is claimed of it is not ranked")
-    elif not done["results"]:
-        note("nobody's results are known here")
-    if done["queued"]:
-        note(f"{done['queued']} records of this node are queued: published as soon as Kubo is there")
-    for signer in done["flagged"]:
-        note(f"{signer} contradicted itself: its results are not counted")
-    asked = done["inquiry"]
-    if asked is None:
-        return
-    for answer in asked["answers"]:
-        for refused in answer["refused"]:
-            note(f"{answer['peer']}: {refused['count']} records refused: {refused['code']}: {refused['reason']}")
-    for failure in asked["failures"]:
-        note(f"{failure['peer']}: no answer: {failure['code']}: {failure['reason']}")
-    if asked["note"]:
-        note(asked["note"])
-    new = sum(answer["accepted"] for answer in asked["answers"])
-    note(f"{len(asked['answers'])} nodes answered, {len(asked['failures'])} did not; {new} new records")
+def _verified(done: dict[str, Any]) -> list[str]:
+    """What came of the claims that were run again, and by which rule."""
+    left = Counter((left["workload"], left["device"], left["reason"]) for left in done["left_out"])
+    lines = [f"not run again: {workload} on {device}: {reason}" for workload, device, reason in left]
+    lines += _asked(done["inquiry"])
+    verdicts = Counter(pair["verdict"].replace("_", " ") for pair in done["beside"])
+    said = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    lines.append(f"{len(done['beside'])} claims run again here: {said}; our records are kept here, not published")
+    return [*lines, done["rule"]]
