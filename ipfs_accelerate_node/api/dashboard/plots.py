@@ -251,17 +251,20 @@ def _lines(lines: list[dict[int, Measured]]) -> LinePlot:
 
 
 def _rates(rated: Sequence[Measured]) -> BarPlot | None:
-    if not rated:
+    """Of the workload that most devices were measured with; of several, the one that asks most of them."""
+    groups: dict[tuple[str, ...], list[Measured]] = {}
+    for row in rated:
+        groups.setdefault((row.result.task, row.result.workload, row.result.settings, row.result.unit), []).append(row)
+    if not groups:
         return None
-    units = [row.result.unit for row in rated]
-    unit = max(set(units), key=lambda one: (units.count(one), one))
-    picked = sorted((row for row in rated if row.result.unit == unit), key=lambda row: -_rate(row))
+    picked = max(groups.values(), key=lambda rows: (len(rows), -max(map(_rate, rows))))
+    picked.sort(key=lambda row: -_rate(row))
     shown = picked[:MAX_BARS]
     scale = Scale([_rate(row) for row in shown], 0, WIDTH)
     bars = [
         Bar(
             _TOP + ROW * index + 13,
-            f"{row.result.workload}, {place(row.result)}",
+            place(row.result),
             number(_rate(row)),
             scale.at(_rate(row)),
             None,
@@ -271,9 +274,9 @@ def _rates(rated: Sequence[Measured]) -> BarPlot | None:
         for index, row in enumerate(shown)
     ]
     return BarPlot(
-        "Throughput",
-        shown[0].result.task,
-        f"{unit} per second, median",
+        "Throughput by device",
+        workload_words(shown[0].result),
+        f"{shown[0].result.unit} per second, median",
         tuple(bars),
         _ticks(scale),
         _TOP + ROW * len(bars),
@@ -298,7 +301,7 @@ def comparison(rows: Sequence[Measured]) -> PairPlot | None:
     pairs = [_pair(row.result, scale, _TOP + ROW * index + 13) for index, row in enumerate(shown)]
     return PairPlot(
         "This machine against others",
-        "what other nodes claim, one vote a key",
+        "faster or slower here than what others claim",
         "milliseconds, median" + (", logarithmic" if scale.log else ""),
         tuple(pairs),
         _ticks(scale),
@@ -314,7 +317,7 @@ def _pair(result: Result, scale: Scale, y: float) -> Pair:
     if own and peers:
         ratio = peers / own if own <= peers else own / peers
         same = ratio < 1.05
-        value = "as fast here" if same else f"here {number(ratio)}× {'faster' if own < peers else 'slower'}"
+        value = "as fast" if same else f"{number(ratio)}× {'faster' if own < peers else 'slower'}"
     return Pair(
         y,
         f"{result.workload}, {place(result)}",
