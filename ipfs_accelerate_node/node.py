@@ -34,6 +34,7 @@ from ipfs_accelerate_node.fetch.hf_cache.hydrate import Hydration
 from ipfs_accelerate_node.fetch.hf_cache.importing import Importing
 from ipfs_accelerate_node.fetch.hf_cache.watch import LinkWatch
 from ipfs_accelerate_node.fetch.hub_claims import Claims
+from ipfs_accelerate_node.fetch.hub_loose import LooseFile, loose_files
 from ipfs_accelerate_node.fetch.hub_map_shelf import MapShelf
 from ipfs_accelerate_node.fetch.hub_mapping import HubMaps
 from ipfs_accelerate_node.fetch.hub_mirror import HubMirror
@@ -192,6 +193,10 @@ class Node:
 
     def models(self) -> list[StoredModel]:
         return self.store.models()
+
+    def loose(self) -> list[LooseFile]:
+        """Files of no model. Blocks."""
+        return loose_files(self.store, self.hub.shelf)
 
     def find(self, ref: str) -> StoredModel:
         """The stored model that ``ref`` means. Raises NotFound, or BadRequest for what is no reference."""

@@ -1,8 +1,10 @@
 """A large file of the Hub to a client while it still comes: as far as it has come, but for its end.
 
-Nothing of it is verified before all of it is here. So the last part is held back until the file has its oid; where it
-has not, the connection is closed before the end, and a client that comes back for the rest gets the whole verified file
-from its first byte (200), which makes it start again, or an error. So no client ever has a whole file that is wrong.
+Where this node knows its leaves, having had the file before, each is checked as it comes, and sent at once. Of any
+other file nothing is verified before all of it is here. So the last part is held back until the file has its oid; where
+it has not, the connection is closed before the end, and a client that comes back for the rest gets the whole verified
+file from its first byte (200), which makes it start again, or an error. So no client ever has a whole file that is
+wrong.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from aiohttp import web
 
 from ipfs_accelerate_node.api.context import CONFIG, HUB_GIVING, node
 from ipfs_accelerate_node.api.ranges import Span
+from ipfs_accelerate_node.content.build import CHUNK_BYTES
 from ipfs_accelerate_node.errors import StorageError, Unavailable
 from ipfs_accelerate_node.fetch.hub_receive import Arrival
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.store import StoredFile
 
-WAIT_BYTES = 32 << 20  # smaller files are waited for
+WAIT_BYTES = 32 << 20  # smaller files are waited for, unless their leaves are known
 HELD_BACK_BYTES = 1 << 20
 
 Bring = Callable[[], Awaitable[StoredFile]]
@@ -42,18 +45,22 @@ async def whole_or_sent(
 ) -> StoredFile | None:
     """The file, when it is whole; None where the span was sent meanwhile. Raises as bring does, but not after the first
     byte."""
-    if span.size <= WAIT_BYTES or span.stop < span.size or request.app[CONFIG].paranoid:
+    if span.size <= CHUNK_BYTES or request.app[CONFIG].paranoid:
         return await bring()
     held = node(request)
+    waits = span.size <= WAIT_BYTES or span.stop < span.size  # for all of it, unless each byte is verified
     bringing = asyncio.ensure_future(bring())
     try:
         lost = await in_thread(held.store.unnamed.was_given, oid) and not held.hub.receiver.is_trusted(oid)
-        arrival = None if lost else await held.hub.receiver.coming(oid, span.start, bringing)
+        arrival = await held.hub.receiver.coming(oid, span.start, bringing)
         if arrival is None or arrival.part is None or not arrival.is_trusted:
             return await bringing
-        await arrival.give(held.store)
-        if not arrival.is_trusted:
-            return await bringing
+        if not arrival.is_sure:
+            if waits or lost:
+                return await bringing
+            await arrival.give(held.store)
+            if not arrival.is_trusted:
+                return await bringing
         try:
             fd = arrival.part.lend()
         except (StorageError, Unavailable):  # it is whole, or given up, just now
@@ -77,7 +84,8 @@ async def _send(request: web.Request, reply: web.StreamResponse, span: Span, arr
     while at < span.stop:
         if request.transport is None:
             raise ConnectionResetError("the client is gone")
-        ready = span.stop if arrival.is_whole else min(part.reaches(at), span.size - HELD_BACK_BYTES)
+        held_back = 0 if arrival.is_sure else HELD_BACK_BYTES
+        ready = span.stop if arrival.is_whole else min(part.reaches(at), span.stop, span.size - held_back)
         if not (arrival.is_whole or arrival.is_trusted):
             _close(request, reply)
             return

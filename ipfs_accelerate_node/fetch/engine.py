@@ -1,4 +1,4 @@
-"""Fetching, as the rest of the node sees it: one fetch per root at a time, whoever asks for it.
+"""Fetching, as the rest of the node sees it: one fetch per root and file at a time, whoever asks for it.
 
 The first caller of a root fetches it in its own task; later ones wait for that outcome. When the first caller is
 cancelled, its fetch ends with everything verified kept, and the next one that waits goes on from there with its own
@@ -61,7 +61,7 @@ class Fetcher:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._flights: dict[Cid, Flight] = {}
+        self._flights: dict[Cid, list[Flight]] = {}
 
     async def fetch(
         self,
@@ -87,7 +87,7 @@ class Fetcher:
         """
         into = Into(name=name, pinned=pinned, public=public, reference=reference, only=only)
         key, names = root.canonical, frozenset(source.name for source in sources)
-        while (flight := self._flights.get(key)) is not None:
+        while (flight := self._met(key, only)) is not None:
             with flight.watched(progress):
                 await flight.ended.wait()
             if isinstance(flight.outcome, Fetched):
@@ -95,7 +95,8 @@ class Fetcher:
                     return await self._join(flight.outcome, into)
             elif flight.outcome is not None and names <= flight.sources and discover is None and flight.only == only:
                 raise flight.outcome
-        flight = self._flights[key] = Flight(names, only, [progress])
+        flight = Flight(names, only, [progress])
+        self._flights.setdefault(key, []).append(flight)
         try:
             flight.outcome = await self._fly(flight, key, sources, into, discover)
             return flight.outcome
@@ -103,8 +104,14 @@ class Fetcher:
             flight.outcome = exc
             raise
         finally:
-            del self._flights[key]
+            self._flights[key].remove(flight)
+            if not self._flights[key]:
+                del self._flights[key]
             flight.ended.set()
+
+    def _met(self, root: Cid, only: Only | None) -> Flight | None:
+        """One that may bring what is wanted too; those of other files by their very paths go on beside each other."""
+        return next((f for f in self._flights.get(root, ()) if not _are_apart(f.only, only)), None)
 
     async def resolve(
         self, root: Cid, path: str, sources: Sequence[Source], *, discover: Discover | None = None
@@ -194,3 +201,7 @@ class Fetcher:
         if model is None:
             raise NotFound(f"{root} was removed meanwhile", cid=str(root))
         return model
+
+
+def _are_apart(one: Only | None, other: Only | None) -> bool:
+    return isinstance(one, frozenset) and isinstance(other, frozenset) and one.isdisjoint(other)

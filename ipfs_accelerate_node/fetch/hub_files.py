@@ -7,12 +7,11 @@ given to nobody before it is whole and verified.
 from __future__ import annotations
 
 import asyncio
-import glob
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from ipfs_accelerate_node.content.build import tree_dag
+from ipfs_accelerate_node.content.build import CHUNK_BYTES, tree_dag
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import (
     AuthRequired,
@@ -115,8 +114,14 @@ class HubFiles:
             claim = await self._nearby.map_of(kept, search=lost, again=hub is None)
             if claim is None or claim.root is None or not (claim is kept or entry.path in claim.cids):
                 return None
-            helps = not lost and entry.size > TOGETHER_BYTES
-            return await self._mapped(kept, entry, claim, hub if helps else None, everyone=lost)
+            helper = None if lost else hub
+            if helper is not None and entry.size <= TOGETHER_BYTES:
+                try:
+                    return await self._mapped(kept, entry, claim, None, everyone=False)
+                except SourceUnavailable:
+                    if claim is not kept or entry.size <= CHUNK_BYTES:  # nothing is gained by knowing its leaves
+                        raise
+            return await self._mapped(kept, entry, claim, helper, everyone=lost)
         except (SourceUnavailable, IntegrityError, BadContent, UnsafeContent, NotFound) as exc:
             log.info("hub.not_nearby repo=%s path=%s code=%s", kept.repo, entry.path, exc.code)
             return None
@@ -128,14 +133,16 @@ class HubFiles:
         async with AsyncExitStack() as stack:
             arrival = None
             if cid is not None:
-                arrival = await stack.enter_async_context(self._receiver.mapped(entry.file, Cid.parse(cid)))
+                arrival = await stack.enter_async_context(
+                    self._receiver.mapped(entry.file, Cid.parse(cid), is_sure=claim is kept and kept.confirmed)
+                )
             fetched = await self._nearby.fetch(
                 claim,
                 kept.snapshot,
                 hub,
                 lambda _: None if arrival is None else arrival.stir(),
                 everyone=everyone,
-                only=(glob.escape(entry.path),),
+                only=frozenset((entry.path,)),
             )
             stored = await in_thread(self.here, kept, entry)
             if stored is None:
@@ -146,6 +153,8 @@ class HubFiles:
         await in_thread(self._shelf.note_cids, kept.of_repo, kept.commit, cids, root)
         if fetched.model.complete:
             await in_thread(stamped, self._store, fetched.model, kept)
+        elif (model := await in_thread(self._assembled, kept)) is not None:
+            self._landed(model)
         return stored
 
     async def _from_hub(self, kept: KeptCommit, entry: TreeEntry, hub: HubSource) -> StoredFile:

@@ -26,6 +26,7 @@ from ipfs_accelerate_node.fetch.flights import Flights
 from ipfs_accelerate_node.fetch.hub_claims import Claims
 from ipfs_accelerate_node.fetch.hub_files import HubFiles
 from ipfs_accelerate_node.fetch.hub_nearby import Nearby
+from ipfs_accelerate_node.fetch.hub_nodes import HubNodes
 from ipfs_accelerate_node.fetch.hub_shelf import HubShelf, KeptCommit
 from ipfs_accelerate_node.fetch.pins import Pins
 from ipfs_accelerate_node.fetch.seeder import Seeder
@@ -57,14 +58,16 @@ class HubMirror:
         seeder: Seeder,
         group: asyncio.TaskGroup,
         claims: Claims,
+        nodes: HubNodes,
     ) -> None:
-        """pins: whose fetches and origins are shared."""
+        """pins: whose fetches and origins are shared. nodes: of commits whose files were here."""
         self.shelf = shelf
         self._store = store
         self._seeder = seeder
         self._group = group
         self._config = config
         self._claims = claims
+        self._nodes = nodes
         self.receiver = pins.receiver
         self.nearby = pins.nearby = Nearby(store, pins.fetcher, claims, pins.open_nearby, pins.discover)
         self._files = HubFiles(store, shelf, self.receiver, self._source, self.nearby, self._is_reachable, self._landed)
@@ -125,7 +128,7 @@ class HubMirror:
                 raise verdict[1]
             leads = self._transfers.leads(key)
             try:
-                found = await self._transfers.join(key, lambda: self._files.bring(kept, entry, token))
+                found = await self._transfers.join(key, lambda: self._bring(kept, entry, token))
             except IntegrityError as exc:
                 self._wrong[key] = asyncio.get_running_loop().time() + WRONG_S, exc
                 while len(self._wrong) > MAX_WRONG:
@@ -165,6 +168,10 @@ class HubMirror:
             return await hub.identity()
 
     # private
+
+    async def _bring(self, kept: KeptCommit, entry: TreeEntry, token: str | None) -> StoredFile:
+        await in_thread(self._nodes.lay_out, kept)
+        return await self._files.bring(kept, entry, token)
 
     def _landed(self, model: StoredModel) -> None:
         self._group.create_task(self._seed(model), name=f"seed {model.root}")

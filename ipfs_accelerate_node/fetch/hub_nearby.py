@@ -91,7 +91,7 @@ class Nearby:
         before = await in_thread(self._store.model, root)
         async with AsyncExitStack() as stack:
             sources = list(self._open(stack, everyone))
-            if not sources and not (everyone and self._discover):
+            if not sources and hub is None and not (everyone and self._discover):
                 raise NoSource("no peer is configured", source="peers", attempts=[])
             await in_thread(self._take_over, files)
             helper = [] if hub is None else [HubFileSource(hub, snapshot, files)]

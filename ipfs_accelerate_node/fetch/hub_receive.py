@@ -85,6 +85,7 @@ class Arrival:
         self.part: Part | None = None
         self.outcome: StoredFile | NodeError | None = None  # once ended, unless its caller was cancelled
         self.ended = asyncio.Event()
+        self.is_sure = False  # each byte that `part` has is verified, and by what was once found right here
         self.restarts = 0  # how often all that had come was dropped
         self._reports: list[Report] = []
         self._stir = asyncio.Event()
@@ -207,10 +208,12 @@ class Receiver:
             arrival.end()
 
     @asynccontextmanager
-    async def mapped(self, file: HubFile, cid: Cid) -> AsyncIterator[Arrival]:
+    async def mapped(self, file: HubFile, cid: Cid, *, is_sure: bool = False) -> AsyncIterator[Arrival]:
         """While somebody brings the file by its CID: an arrival that others read along, with an outcome to be set. Not
-        seen by them where another one is under way already."""
+        seen by them where another one is under way already. is_sure: that the CID is the file's this node found out
+        itself."""
         arrival = Arrival(file, "map")
+        arrival.is_sure = is_sure
         arrival.part = MappedPart(self._store, cid)
         seen = file.oid not in self._under_way
         if seen:

@@ -16,7 +16,7 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -118,7 +118,7 @@ class HubShelf:
     cannot be written is kept in memory as long as there is room."""
 
     def __init__(self, cache: Path, *, now_s: Callable[[], float] = time.time) -> None:
-        self.rooted: Callable[[KeptCommit], None] = lambda _: None  # told of each root that is noted; may block
+        self.rooted: Sequence[Callable[[KeptCommit], None]] = ()  # told of each root that is noted; may block
         self._root = cache / "hub" / SHELF
         self.hidden = HiddenFiles(cache)
         self._now_s = now_s
@@ -142,6 +142,15 @@ class HubShelf:
             if self.refs(repo).restricted and not kept.restricted:
                 return replace(kept, restricted=True)
             return kept
+
+    def recent(self, most: int) -> Iterator[KeptCommit]:
+        """Commits that are kept, those first that were written last; one that has gone meanwhile is left out."""
+        with self._lock:
+            paths = sorted(self._root.glob("*/*.json"), key=_written_ns, reverse=True)
+        for path in [path for path in paths if is_commit(path.stem)][:most]:
+            kept = self._decoded(path.parent, path.name, KeptCommit)
+            if kept is not None:
+                yield kept
 
     def refs(self, repo: HubRepo) -> Refs:
         with self._lock:
@@ -196,7 +205,8 @@ class HubShelf:
                 return
             kept = self.keep(replace(kept, cids={**kept.cids, **cids}, root=root or kept.root))
         if root is not None:
-            self.rooted(kept)
+            for told in self.rooted:
+                told(kept)
 
     def forget_claim(self, repo: HubRepo, commit: str, source: str, root: str | None) -> None:
         """What source claimed of that commit was wrong: it goes, and so does a root that was taken from it."""
@@ -236,15 +246,18 @@ class HubShelf:
         return self._root / hashlib.sha256(f"{repo.kind}/{repo.id}".encode()).hexdigest()[:32]
 
     def _read(self, repo: HubRepo, name: str, form: type[T]) -> T | None:
+        return self._decoded(self._folder(repo), name, form)
+
+    def _decoded(self, folder: Path, name: str, form: type[T]) -> T | None:
         try:
-            with _directory(self._folder(repo)) as fd:
+            with _directory(folder) as fd:
                 data = read_file(name, dir_fd=fd, limit_bytes=MAX_FILE_BYTES)
         except OSError:
             return None
         try:
             found = msgspec.json.decode(data, type=form)
         except (msgspec.MsgspecError, RecursionError):
-            log.warning("hub_shelf.damaged repo=%s file=%s", repo, name)
+            log.warning("hub_shelf.damaged folder=%s file=%s", folder.name, name)
             return None
         return found if getattr(found, "version", None) == VERSION else None
 
@@ -267,6 +280,13 @@ class HubShelf:
         folders = sorted(self._root.iterdir(), key=lambda path: path.lstat().st_mtime)
         for folder in folders[:-MAX_REPOS]:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _written_ns(path: Path) -> int:
+    try:
+        return path.lstat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 @contextmanager

@@ -47,8 +47,8 @@ class Bed(ExitStack):
         path.mkdir(mode=0o700)
         return path
 
-    def upstream(self, repos: dict[str, dict[str, Any]]) -> Upstream:
-        return self.enter_context(Upstream(self.new("upstream"), repos))
+    def upstream(self, repos: dict[str, dict[str, Any]], *, one_origin: bool = True) -> Upstream:
+        return self.enter_context(Upstream(self.new("upstream"), repos, one_origin=one_origin))
 
     def node(self, upstream: Upstream, *arguments: str) -> Node:
         return self.enter_context(Node(self.new("cache"), "--hf-upstream", upstream.url, *arguments))

@@ -176,15 +176,17 @@ def crowd(bed: Bed) -> list[Line]:
 def corrupt(bed: Bed) -> list[Line]:
     """The plain client and the same call through the node, of a file of which the upstream sends other bytes of the
     same size."""
-    upstream = bed.upstream({"org/large": {"sizes": {"model.safetensors": bed.mib * MIB}}})
+    repos: dict[str, dict[str, Any]] = {"org/large": {"sizes": {"model.safetensors": bed.mib * MIB}}}
+    upstream, elsewhere = bed.upstream(repos), bed.upstream(repos, one_origin=False)
     right = upstream.sha256("org/large", "model.safetensors")
 
     def said(endpoint: str) -> str:
         got: str = json.loads(run_client(_DOWNLOAD, "org/large", home=bed.new("client"), endpoint=endpoint))
         return {right: "right bytes"}.get(got, "wrong bytes" if len(got) == 64 else f"an error: {got}")
 
+    elsewhere.corrupt("model.safetensors")
+    plain = said(elsewhere.url)
     upstream.corrupt("model.safetensors")
-    plain = said(upstream.url)
     lasting = said(bed.node(upstream).url)
     upstream.corrupt("model.safetensors", 1)
     once = said(bed.node(upstream).url)

@@ -24,11 +24,12 @@ PAGE = 1000  # as the real one
 
 
 class Upstream:
-    """A context manager. repos: by name, what each is made of (`contents`)."""
+    """A context manager. repos: by name, what each is made of (`contents`). one_origin: large files lie behind a
+    redirect within the origin, not to another one."""
 
-    def __init__(self, folder: Path, repos: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, repos: dict[str, dict[str, Any]], *, one_origin: bool = True) -> None:
         self._spec = folder / "upstream.json"
-        self._spec.write_text(json.dumps(repos))
+        self._spec.write_text(json.dumps({"repos": repos, "one_origin": one_origin}))
         self._process: subprocess.Popen[str] | None = None
         self.url = ""
 
@@ -75,23 +76,23 @@ class Upstream:
         return json.loads(line)
 
 
-def contents(made: dict[str, Any]) -> dict[str, bytes]:
-    """folder: the files of a folder; sizes: random bytes by path; many: so many small files."""
+def contents(name: str, made: dict[str, Any]) -> dict[str, bytes]:
+    """Of the repository of that name. folder: the files of a folder; sizes: random bytes by path; many: so many small files."""
     found: dict[str, bytes] = {}
     if "folder" in made:
         root = Path(made["folder"])
         found |= {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    for number, (path, size) in enumerate(made.get("sizes", {}).items()):
-        found[path] = random.Random(f"{number}/{path}").randbytes(size)
+    for path, size in made.get("sizes", {}).items():
+        found[path] = random.Random(f"{name}/{path}").randbytes(size)
     for number in range(made.get("many", 0)):
         found[f"part-{number // 100:03}/data-{number:05}.json"] = b'{"number": %d}' % number
     return found
 
 
-async def serve(repos: dict[str, dict[str, Any]]) -> None:
-    async with FakeHub(one_origin=True, page=PAGE) as hub:
+async def serve(repos: dict[str, dict[str, Any]], *, one_origin: bool) -> None:
+    async with FakeHub(one_origin=one_origin, page=PAGE) as hub:
         for name, made in repos.items():
-            hub.repo(name, contents(made))
+            hub.repo(name, contents(name, made))
         print(json.dumps({"url": hub.url}), flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             print(json.dumps(_answer(hub, json.loads(line))), flush=True)
@@ -118,4 +119,4 @@ def _answer(hub: FakeHub, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(json.loads(Path(sys.argv[1]).read_text())))
+    asyncio.run(serve(**json.loads(Path(sys.argv[1]).read_text())))
