@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runnin
         yield node
 
 
-async def post(here: Running, path: str, body: Any, status: int = 200, **headers: str) -> Any:
+async def post(here: Running, path: str, body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Any:
     reply = await here.ask("POST", path, json=body, headers=headers)
     assert reply.status == status, reply.body
     return reply.json
@@ -98,7 +98,7 @@ async def test_two_texts_are_a_pair_and_not_a_batch(here: Running, inputs: Any, 
 
 async def test_ranks_are_sorted_and_know_their_text(here: Running) -> None:
     body = {"query": "q", "texts": ["a", "b", "c"]}
-    found = await post(here, "/rerank", body, **{"x-model": "mock:rerank"})
+    found = await post(here, "/rerank", body, headers={"x-model": "mock:rerank"})
     assert [one["score"] for one in found] == sorted((one["score"] for one in found), reverse=True)
     assert {one["index"] for one in found} == {0, 1, 2}
     assert not any("text" in one for one in found)
@@ -166,7 +166,7 @@ async def test_a_request_without_a_model_never_gets_a_mock_or_one_of_several(tmp
         assert (await post(here, "/embed", {"inputs": "a"}, status=422))["code"] == "model_not_named"
         named = await post(here, "/embed?model=org/b", {"inputs": "a"})
         assert await post(here, "/embed", {"inputs": "a"}) == named  # the only one that is loaded
-        assert await post(here, "/embed", {"inputs": "a"}, **{"x-model": "org/a"}) != named
+        assert await post(here, "/embed", {"inputs": "a"}, headers={"x-model": "org/a"}) != named
     async with running(tmp_path / "cache", threads=1, default_model="org/a") as here:
         assert await post(here, "/embed", {"inputs": "a"}) == await post(here, "/embed?model=org/a", {"inputs": "a"})
 

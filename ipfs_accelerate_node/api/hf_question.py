@@ -9,7 +9,14 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
-from ipfs_accelerate_node.api.bodies import JSON_DEADLINE_S, chunks, converted, read_json
+from ipfs_accelerate_node.api.bodies import (
+    JSON_DEADLINE_S,
+    check_content_type,
+    chunks,
+    converted,
+    parse_json,
+    read_json,
+)
 from ipfs_accelerate_node.api.inference_routes import INFER_LIMIT_BYTES
 from ipfs_accelerate_node.api.media import media_bytes
 from ipfs_accelerate_node.errors import BadRequest, InvalidInput
@@ -53,9 +60,16 @@ class Question:
 
 async def read_question(request: web.Request) -> Question:
     """Raises what `read_json` raises."""
-    if request.content_type.startswith(_RAW) and "Content-Type" in request.headers:
+    if "Content-Type" not in request.headers:  # so the Hub's client sends bytes that it was given
+        check_content_type(request, "application/json")
+        data = await _raw(request)
+        if not data.lstrip().startswith(b"{"):
+            return Question(data)
+        body = await asyncio.to_thread(parse_json, data, dict[str, object])
+    elif request.content_type.startswith(_RAW):
         return Question(await _raw(request))
-    body = await read_json(request, dict[str, object], limit_bytes=INFER_LIMIT_BYTES)
+    else:
+        body = await read_json(request, dict[str, object], limit_bytes=INFER_LIMIT_BYTES)
     parameters = body.get("parameters")
     if parameters is not None and not isinstance(parameters, dict):
         raise InvalidInput("parameters must be an object", param="parameters")

@@ -27,13 +27,13 @@ _WRITING = ("text-generation", "text2text-generation")
 
 async def of_default(request: web.Request) -> web.StreamResponse:
     question = await read_question(request)
-    tasks = _tasks_of(request, question)
+    tasks = _tasks_of(question)
     return await _answer(request, await named_or_default(request, tasks), question, tasks)
 
 
 async def of_named(request: web.Request) -> web.StreamResponse:
     question = await read_question(request)
-    return await _answer(request, request.match_info["id"], question, _tasks_of(request, question))
+    return await _answer(request, request.match_info["id"], question, _tasks_of(question))
 
 
 async def of_task(request: web.Request) -> web.StreamResponse:
@@ -47,11 +47,10 @@ async def of_task(request: web.Request) -> web.StreamResponse:
     return await answer(request, ref, question)
 
 
-def _tasks_of(request: web.Request, question: Question) -> Sequence[str]:
+def _tasks_of(question: Question) -> Sequence[str]:
     """Tasks that the body fits, () for any: most bodies are a text."""
     if isinstance(question.inputs, bytes):
-        kind = request.content_type.partition("/")[0]
-        return {"image": _PICTURES, "audio": _SOUNDS}.get(kind, (*_SOUNDS, *_PICTURES))
+        return _SOUNDS if question.inputs[:4] == b"RIFF" and question.inputs[8:12] == b"WAVE" else _PICTURES
     if "texts" in question.body and "query" in question.body:
         return ("rerank",)
     if isinstance(question.inputs, dict) and "sentences" in question.inputs:

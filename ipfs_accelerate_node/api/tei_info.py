@@ -25,6 +25,7 @@ from ipfs_accelerate_node.inference.tasks.checks import MAX_ITEMS
 
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "int8": "int8"}
 _POOLING = {"lasttoken": "last_token"}
+_MODEL = "{id:(?!.*/resolve/).+}"  # not a file of the Hub's repository models/…
 TEXT_KINDS = {"text-classification": "classifier", "rerank": "reranker"}
 
 
@@ -37,7 +38,10 @@ async def health(request: web.Request) -> web.Response:
 
 async def info(request: web.Request) -> web.Response:
     """Of the model that a request without a name means; it is loaded for this if need be."""
-    ref = await named_or_default(request)
+    return await _about(request, await named_or_default(request))
+
+
+async def _about(request: web.Request, ref: str) -> web.Response:
     model, _ = await ready_model(request, ref)
     about = Info(
         model_id=model.id,
@@ -56,6 +60,18 @@ async def info(request: web.Request) -> web.Response:
         implementation=mark_of(model),
     )
     return json_reply(about, headers=model_headers(model))
+
+
+async def health_of_model(request: web.Request) -> web.Response:
+    """The same below ``/models/{id}``, and 404 where there is no such model."""
+    name = request.match_info["id"]
+    if node(request).registry.find(name) is None:
+        await asyncio.to_thread(node(request).catalogue.find, name)
+    return await health(request)
+
+
+async def info_of_model(request: web.Request) -> web.Response:
+    return await _about(request, request.match_info["id"])
 
 
 async def _kind(request: web.Request, model: LoadedModel) -> dict[str, object]:
@@ -87,4 +103,6 @@ ROUTES = (
         for method in ("GET", "HEAD")
     ),
     Route("GET", "/info", info, Surface.INFER, Dialect.TEI, gives=Info),
+    Route("GET", f"/models/{_MODEL}/info", info_of_model, Surface.INFER, Dialect.TEI, gives=Info),
+    Route("GET", f"/models/{_MODEL}/health", health_of_model, Surface.INFER, Dialect.TEI),
 )
