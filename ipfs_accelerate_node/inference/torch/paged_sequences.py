@@ -1,0 +1,161 @@
+"""Texts of the Llama family written together on a GPU: paged keys and values, steps recorded once and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ipfs_accelerate_node.errors import InferenceFailed
+from ipfs_accelerate_node.inference.sequences import Scored
+from ipfs_accelerate_node.inference.torch.compiling import compiling
+from ipfs_accelerate_node.inference.torch.device import device_errors
+from ipfs_accelerate_node.inference.torch.llama import Llama
+from ipfs_accelerate_node.inference.torch.pages import PAGE_TOKENS, Pages, pages_for
+
+MOST = 64
+MAX_TOKENS = 32768  # of one text
+ROOM_TOKENS = 65536  # of all texts together, or one that may be longer
+_SHARE = 0.5  # of the memory that the weights leave, for keys and values
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+_PREFILL = 2048  # tokens of a prompt in one pass
+_PROGRAMS = 264  # of attention at once: two on each of an H100's multiprocessors
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    graph: torch.cuda.CUDAGraph
+    inputs: Tensor
+    best: Tensor
+    scores: Tensor
+
+
+class PagedSequences:
+    """See ``sequences.Sequences``."""
+
+    def __init__(self, module: Any, *, limit: int) -> None:
+        self._limit = min(limit, MAX_TOKENS)
+        self._llama = Llama(module, limit=self._limit)
+        self.most = MOST
+        on = self._llama.device
+        page_bytes = PAGE_TOKENS * self._llama.token_bytes
+        free, _ = torch.cuda.mem_get_info(on)
+        wanted = 1 + max(pages_for(self._limit), pages_for(ROOM_TOKENS))
+        count = min(wanted, int(free * _SHARE) // page_bytes)
+        self._pages = Pages(count, MOST, self._limit)
+        self._cache = self._llama.cache(count)
+        self._stream = torch.cuda.Stream(on)  # type: ignore[no-untyped-call]
+        self._recorded: dict[int, _Recorded] = {}
+        self._pool: Any = None
+        with compiling(), torch.inference_mode(), device_errors("the decoder"):
+            self._stream.wait_stream(torch.cuda.current_stream(on))
+            for batch in _BATCHES:
+                self._recording(batch)
+
+    def fits(self, tokens: int) -> bool:
+        return self._pages.fits(tokens)
+
+    def open(self, tokens: int) -> int | None:
+        return self._pages.open(tokens)
+
+    def close(self, place: int) -> None:
+        self._pages.close(place)
+
+    def read(self, place: int, ids: Sequence[int], *, scores: bool) -> Scored:
+        held = self._pages.places[place]
+        if not ids or held.length + len(ids) > held.limit:
+            raise InferenceFailed("a text is longer than what it was let in for")
+        with torch.inference_mode(), device_errors("the decoder"), torch.cuda.stream(self._stream):
+            pages = torch.from_numpy(held.pages.astype(np.int64)).to(self._llama.device)
+            table = self._padded(held.pages)
+            found = None
+            for start in range(0, len(ids), _PREFILL):
+                piece = torch.tensor(ids[start : start + _PREFILL], device=self._llama.device)
+                positions = torch.arange(
+                    held.length, held.length + len(piece), device=self._llama.device, dtype=torch.int32
+                )
+                rows = (positions, torch.zeros_like(positions), table)
+                found = self._llama.read(piece, rows, self._cache, pages=pages, before=held.length)
+                held.length += len(piece)
+            assert found is not None
+            return _scored(_best(found), found, [0] if scores else [])
+
+    def step(self, places: Sequence[int], tokens: Sequence[int], *, scores: Sequence[int] = ()) -> Scored:
+        held = [self._pages.places[place] for place in places]
+        if any(one.length >= one.limit for one in held):
+            raise InferenceFailed("a text is longer than what it was let in for")
+        batch = next(size for size in _BATCHES if size >= len(places))
+        columns = self._llama.heads.columns
+        given = np.zeros((batch, 3 + columns), dtype=np.int32)
+        given[:, 2] = np.arange(batch)
+        for row, (one, token) in enumerate(zip(held, tokens, strict=True)):
+            given[row, 0], given[row, 1] = token, one.length
+            given[row, 3 : 3 + len(one.pages)] = one.pages
+        with torch.inference_mode(), device_errors("the decoder"), torch.cuda.stream(self._stream):
+            recorded = self._recording(batch)
+            recorded.inputs.copy_(torch.from_numpy(_flat(given)), non_blocking=True)
+            recorded.graph.replay()
+            for one in held:
+                one.length += 1
+            return _scored(recorded.best[: len(places)], recorded.scores, scores)
+
+    def _padded(self, pages: Any) -> Tensor:
+        table = np.zeros((1, self._llama.heads.columns), dtype=np.int32)
+        table[0, : len(pages)] = pages
+        return torch.from_numpy(table).to(self._llama.device)
+
+    def _recording(self, batch: int) -> _Recorded:
+        if batch not in self._recorded:
+            self._recorded[batch] = self._record(batch)
+            self._pool = self._pool or self._recorded[batch].graph.pool()
+        return self._recorded[batch]
+
+    def _record(self, batch: int) -> _Recorded:
+        columns = self._llama.heads.columns
+        inputs = torch.zeros(batch * (3 + columns), device=self._llama.device, dtype=torch.int32)
+        ids, positions, owners = inputs[: 3 * batch].view(3, batch)
+        table = inputs[3 * batch :].view(batch, columns)
+        owners.copy_(torch.arange(batch))
+        splits = _splits(batch * self._llama.heads.kept)
+
+        def run() -> tuple[Tensor, Tensor]:
+            scores = self._llama.step(ids, (positions, owners, table), self._cache, splits=splits)
+            return _best(scores), scores
+
+        with torch.cuda.stream(self._stream):
+            for _ in range(2):
+                run()
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                best, scores = run()
+        return _Recorded(graph, inputs, best, scores)
+
+
+def _flat(given: Any) -> Any:
+    """Token, position and owner of each row, then their tables."""
+    return np.concatenate([given[:, :3].T.ravel(), given[:, 3:].ravel()])
+
+
+def _splits(programs: int) -> int:
+    """Into how many shares a text's pages go, so that the whole device has something to do."""
+    splits = 1
+    while splits < 16 and splits * 2 * programs <= _PROGRAMS:
+        splits *= 2
+    return splits
+
+
+def _best(scores: Tensor) -> Tensor:
+    """(rows,) int64; -1 where a score is no number."""
+    bad = scores.isnan().any(dim=1)
+    return torch.where(bad, -1, scores.argmax(dim=1))
+
+
+def _scored(best: Tensor, scores: Tensor, wanted: Sequence[int]) -> Scored:
+    """One wait for the device."""
+    shown = scores[list(wanted)].cpu().numpy() if wanted else np.empty((0, scores.shape[1]), dtype=np.float32)
+    return Scored(best.cpu().numpy(), shown)
