@@ -226,6 +226,60 @@ async def test_a_record_signed_twice_over_is_one_record(exchange: Exchange) -> N
     assert found.claims == 1
 
 
+# -- models that nobody has
+
+
+@pytest.fixture
+async def nowhere(tmp_path: Path) -> AsyncIterator[Exchange]:
+    """An exchange of a node that has no model itself."""
+    async with (
+        KuboService(mode="off", cache=tmp_path) as kubo,
+        Exchange(tmp_path, kubo, OWN, here=lambda root: False) as exchange,
+    ):
+        yield exchange
+
+
+async def test_what_is_claimed_of_a_model_that_nobody_has_is_shown_and_not_ranked(nowhere: Exchange) -> None:
+    async def lies(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"another block", content_type="application/vnd.ipld.raw")
+
+    claims = [sealed(key(n), created=NOW + n, ns=n * 1_000_000) for n in (1, 2)]
+    async with fake_peers([telling(claims), silent], models=False) as urls:
+        found = await nowhere.results(MODEL, peers=urls)
+    assert not found.confirmed
+    assert (found.claims, found.results) == (2, ())
+    (result,) = found.unconfirmed
+    assert result.keys == 2
+    async with fake_peers([telling([])], models=False, more={"/ipfs/{cid}": lies}) as urls:  # bytes of something else
+        assert not (await nowhere.results(MODEL, peers=urls)).confirmed
+    assert not (await nowhere.results(MODEL, ask=False)).confirmed
+
+    async with fake_peers([telling([]), telling([])], models=False) as without, fake_peers([telling([])]) as (having,):
+        found = await nowhere.results(MODEL, peers=[*without, having])
+    assert found.confirmed
+    assert ([result.keys for result in found.results], found.unconfirmed) == ([2], ())
+    assert (await nowhere.results(MODEL, ask=False)).confirmed  # which is kept
+    other = sealed(key(1), created=NOW, seq=2, model=OTHER_MODEL)
+    async with fake_peers([telling([other])], models=False) as urls:
+        assert not (await nowhere.results(OTHER_MODEL, peers=urls)).confirmed
+
+
+async def test_who_hangs_when_asked_for_the_model_delays_nobody(tmp_path: Path) -> None:
+    patience = Patience(http=1.0)
+    async with (
+        KuboService(mode="off", cache=tmp_path) as kubo,
+        Exchange(tmp_path, kubo, OWN, here=lambda root: False, patience=patience) as exchange,
+        fake_peers([telling([])] * 20, models=False, more={"/ipfs/{cid}": silent}) as slow,
+        fake_peers([telling([sealed(key(1), created=NOW)])]) as (having,),
+    ):
+        began = time.perf_counter()
+        found = await exchange.results(MODEL, peers=[having, *slow])
+        assert found.confirmed
+        assert time.perf_counter() - began < 4 * patience.http
+        exchange.store.note_confirmed(MODEL, NOW - 31 * 24 * 3600)  # too long ago
+        assert not (await exchange.results(MODEL, ask=False)).confirmed
+
+
 # -- whom to ask
 
 

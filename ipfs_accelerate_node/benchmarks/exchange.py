@@ -167,7 +167,8 @@ class Exchange:
             if not confirmed and peers is None:
                 looking = group.create_task(self.confirming.by_network(model), name=f"confirm {model}")
             inquiry = await self.asking.ask(model, whom, search=peers is None)
-            if not confirmed and await in_thread(lambda: self.store.of(model, limit=1)):
+            claimed = await in_thread(lambda: self.store.of(model, limit=1))
+            if claimed and not confirmed:
                 answered = [answer.peer for answer in inquiry.answers]
                 confirmed = await self.confirming.by_peers(model, answered) or (looking is not None and await looking)
             if looking is not None:

@@ -114,7 +114,13 @@ def _show(sheet: Sheet, form: str | None) -> None:
 
 def _told(found: dict[str, Any]) -> list[str]:
     """What is to be said of the answers, and of who gave none."""
-    lines = [] if found["results"] else ["nobody's results are known here"]
+    unconfirmed = found.get("unconfirmed", ())
+    lines = [] if found["results"] or unconfirmed else ["nobody's results are known here"]
+    lines += [f"unconfirmed: {_claimed(result)}" for result in unconfirmed]
+    if unconfirmed:
+        lines.append("nobody was found who has this model: what is claimed of it is not ranked")
+    if found.get("queued"):
+        lines.append(f"{found['queued']} records of this node are queued: published as soon as Kubo is there")
     lines += [f"{signer} contradicted itself: its results are not counted" for signer in found["flagged"]]
     unlike = sum(1 for result in found["results"] for vote in result["votes"] if vote["unlike"])
     if unlike:
@@ -122,6 +128,11 @@ def _told(found: dict[str, Any]) -> list[str]:
             f"{unlike} claims are unlike: far from this machine's figure or the other keys' (--by-key says whose)"
         )
     return lines + _asked(found["inquiry"])
+
+
+def _claimed(result: dict[str, Any]) -> str:
+    what = " ".join((result["workload"], "on", result["device"], result["engine"], result["precision"]))
+    return f"{what}: median {result['median_ns'] / 1e6:.3f} ms, claimed by {result['keys']} keys"
 
 
 def _asked(inquiry: dict[str, Any] | None) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -109,14 +109,19 @@ async def _model(request: web.Request) -> web.StreamResponse:
 
 
 @asynccontextmanager
-async def fake_peers(answers: Sequence[Answer], *, models: bool = True) -> AsyncIterator[list[str]]:
-    """URLs of servers of their own, one for each answer. models: they have MODEL and OTHER_MODEL too."""
+async def fake_peers(
+    answers: Sequence[Answer], *, models: bool = True, more: Mapping[str, Answer] | None = None
+) -> AsyncIterator[list[str]]:
+    """URLs of servers of their own, one for each answer. models: they have MODEL and OTHER_MODEL too. more: answers to
+    further paths."""
     runners: list[web.AppRunner] = []
     urls: list[str] = []
     try:
         for answer in answers:
             app = web.Application()
             app.router.add_get("/api/benchmarks", answer)
+            for path, other in (more or {}).items():
+                app.router.add_get(path, other)
             if models:
                 app.router.add_get("/ipfs/{cid}", _model)
             runners.append(runner := web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1))

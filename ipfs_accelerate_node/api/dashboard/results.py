@@ -104,7 +104,8 @@ class ResultsReader:
     def _of(self, root: Cid, own: list[Claim], model: StoredModel | None, trusted: Collection[str]) -> ModelResults:
         claims = self._store.of(root, now=int(time.time()))
         flagged = {key for key in {claim.key for claim in claims} if self._store.standing(key).flagged}
-        found = ranked(claims, own, trusted=trusted, flagged=flagged)
+        confirmed = model is not None or self._store.confirmed(root) is not None  # else nobody may have it at all
+        found = ranked(claims if confirmed else (), own, trusted=trusted, flagged=flagged)
         mine = _newest(own)
         rows = [Measured(result, mine.get(_cell(result)) if result.own_ns is not None else None) for result in found]
         rows.sort(key=lambda row: row.own is None)
