@@ -24,7 +24,8 @@ async def list_models(request: web.Request) -> web.Response:
     here = node(request)
     models = await asyncio.to_thread(here.models)
     used = await asyncio.to_thread(here.store.used_bytes)
-    return json_reply({"models": models, "used_bytes": used, "quota_bytes": here.store.quota_bytes})
+    loose = await asyncio.to_thread(here.loose)
+    return json_reply({"models": models, "loose": loose, "used_bytes": used, "quota_bytes": here.store.quota_bytes})
 
 
 async def show_model(request: web.Request) -> web.Response:
@@ -39,7 +40,11 @@ async def remove_model(request: web.Request) -> web.Response:
 
 
 async def gc(request: web.Request) -> web.Response:
-    return json_reply(await finished(node(request).gc()))
+    """What went: roots, and files of no model by the names that the Hub has for them, as far as known here."""
+    loose = {file.cid: file for file in await asyncio.to_thread(node(request).loose)}
+    report = await finished(node(request).gc())
+    files = [loose[cid] for cid in report.files if cid in loose]
+    return json_reply({"models": report.models, "files": files, "freed_bytes": report.freed_bytes})
 
 
 async def verify(request: web.Request) -> web.Response:

@@ -16,10 +16,16 @@ if TYPE_CHECKING:
     from ipfs_accelerate_node.cli.client import Daemon
 
 
+_SHOWN = 5  # of files that no model holds
+
+
 @click.command()
 @daemon_options
 def ls(daemon: Daemon, as_json: bool) -> None:
-    """List the stored models: root, size, files, pinned, names, what lacks (into a pipe: tabs between)."""
+    """List the stored models: root, size, files, pinned, names, what lacks (into a pipe: tabs between).
+
+    Files that no model holds are told of below: they go when room is needed, and with `gc`.
+    """
     store = daemon.call("GET", "/api/store")
     if as_json:
         print_json(store)
@@ -44,6 +50,17 @@ def ls(daemon: Daemon, as_json: bool) -> None:
         table(("root", "size", "files", "pinned", "names"), rows)
     quota = f" of {size(store['quota_bytes'])}" if store["quota_bytes"] else ""
     note(f"{len(rows)} models, {size(store['used_bytes'])}{quota}")
+    if loose := store.get("loose"):
+        note(f"{_counted(loose)} of no model, until room is needed or `gc`: {_some(loose)}")
+
+
+def _counted(loose: list[dict[str, Any]]) -> str:
+    return f"{len(loose)} file{'' if len(loose) == 1 else 's'} ({size(sum(f['size_bytes'] for f in loose))})"
+
+
+def _some(loose: list[dict[str, Any]]) -> str:
+    names = [clean(file["name"] or file["cid"]) for file in loose[-_SHOWN:][::-1]]
+    return ", ".join(names) + (f" and {len(loose) - _SHOWN} more" if len(loose) > _SHOWN else "")
 
 
 @click.command()
@@ -102,12 +119,16 @@ def rm(ref: str, force: bool, daemon: Daemon, as_json: bool) -> None:
 @click.command()
 @daemon_options
 def gc(daemon: Daemon, as_json: bool) -> None:
-    """Delete everything that is not pinned or in use."""
+    """Delete everything that is not pinned or in use, also files that no model holds and no fetch under way needs."""
     done = daemon.call("POST", "/api/gc")
     if as_json:
         print_json(done)
     else:
-        fields([*(("removed", root) for root in done["models"]), ("freed", size(done["freed_bytes"]))])
+        files = [
+            ("removed", f"{size(file['size_bytes'])} {clean(file['name'] or file['cid'])}")
+            for file in done.get("files", ())
+        ]
+        fields([*(("removed", root) for root in done["models"]), *files, ("freed", size(done["freed_bytes"]))])
 
 
 @click.command()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import FilePlan, Leaf
+from ipfs_accelerate_node.errors import StorageError
 from ipfs_accelerate_node.store import disk
 from ipfs_accelerate_node.store.failpoints import Failpoints
 from ipfs_accelerate_node.store.index import FileRow, Index, LeafRow
@@ -57,6 +58,7 @@ class Blobs:
         self.hash_alike: Callable[[FilePlan], None] = lambda _: None
         self.on_unhashed: Callable[[], None] = lambda: None
         self._touched_s: dict[Cid, float] = {}
+        self._used_last: Cid | None = None  # of those that were asked for and are not public
 
     def admit(self, incoming: Sequence[Incoming], landed: Callable[[], None] = lambda: None) -> None:
         """All of them become blobs, durably, then get their rows; landed runs with the rows, under the store's lock.
@@ -97,7 +99,17 @@ class Blobs:
             if public_only and not public:
                 return None
             self._touched_s[row.cid] = time.monotonic()
+            if not public and row.cid != self._used_last:
+                self._use(row)
             return self.stored(row, public=public)
+
+    def _use(self, row: FileRow) -> None:
+        """Which file of no model goes first when room is needed; a disk that is full is no reason to give none."""
+        try:
+            self._index.use_loose(row.id)
+        except StorageError as exc:
+            log.info("store.use_not_noted file=%s reason=%s", row.cid, exc)
+        self._used_last = row.cid
 
     def of_oid(self, oid: bytes, size: int, *, public_only: bool = False) -> StoredFile | None:
         with self._lock:
@@ -115,11 +127,10 @@ class Blobs:
         sha256 = row.sha256 if is_known(row.sha256) else None
         return StoredFile(row.cid, self._layout.blob_path(row.cid), row.size, sha256, row.git_sha1, public)
 
-    def loose(self) -> list[FileRow]:
-        """Files of no model, which no transfer under way may count on, oldest first."""
-        sql = "SELECT cid FROM files WHERE NOT EXISTS(SELECT 1 FROM members WHERE file=files.id) ORDER BY id"
-        rows = [self._index.file(Cid.decode(row[0])) for row in self._index.all(sql)]
-        return [row for row in rows if row is not None and not self.is_guarded(row.cid)]
+    def loose(self) -> list[tuple[int, FileRow]]:
+        """Files of no model, which no transfer under way may count on, each with its last use, which comes from the
+        counter of the models' uses; longest unused first."""
+        return [(used, row) for used, row in self._index.loose() if not self.is_guarded(row.cid)]
 
     def touch(self, cids: Iterable[Cid]) -> None:
         """These files are wanted by what the caller is about to do under the lock it holds."""

@@ -1,11 +1,12 @@
-"""What goes when room is needed: unpinned models, longest unused first, then files and parts that nothing needs now."""
+"""What goes when room is needed: unpinned models and files of no model, longest unused first, then parts of files that
+nobody brings now."""
 
 from __future__ import annotations
 
 import logging
 
 from ipfs_accelerate_node.content.cid import Cid
-from ipfs_accelerate_node.store.index import Index
+from ipfs_accelerate_node.store.index import FileRow, Index
 from ipfs_accelerate_node.store.models import Models
 from ipfs_accelerate_node.store.partials import Partials
 from ipfs_accelerate_node.store.types import GcReport, StoredModel
@@ -29,23 +30,24 @@ class Eviction:
         staying = [model.root for model in self._models.shelf.models() if model.root not in going]
         kept = {sha for root in staying for sha, _ in self._bytes_of(root)}
         kept |= {row.sha256 for row in self._models.blobs.guarded_files()}
-        loose = {row.sha256: row.size for row in self._models.blobs.loose()}
+        loose = {row.sha256: row.size for _, row in self._models.blobs.loose()}
         freed = {sha: size for root in going for sha, size in self._bytes_of(root)}
         files = sum(int(size) for sha, size in {**loose, **freed}.items() if sha not in kept)
         return files + self._partials.resting_bytes() + self._unnamed.resting_bytes()
 
     def evict(self, needed_bytes: int) -> int:
         """Frees at least so much if that is possible. Returns the bytes freed."""
+        models: list[tuple[int, StoredModel | FileRow]] = [(model.last_used, model) for model in self._candidates()]
         freed = 0
-        for model in self._candidates():
+        for _, going in sorted([*models, *self._models.blobs.loose()], key=lambda used: used[0]):
             if freed >= needed_bytes:
                 return freed
-            freed += self._models.remove(model.root)
-            log.info("store.evict root=%s", model.root)
-        for row in self._models.blobs.loose():
-            if freed >= needed_bytes:
-                return freed
-            freed += self._models.blobs.drop(row)
+            if isinstance(going, StoredModel):
+                freed += self._models.remove(going.root)
+                log.info("store.evict root=%s", going.root)
+            else:
+                freed += self._models.blobs.drop(going)
+                log.info("store.evict file=%s", going.cid)
         if freed < needed_bytes:
             freed += self._partials.drop_resting(needed_bytes - freed)
         if freed < needed_bytes:
@@ -59,11 +61,12 @@ class Eviction:
         for model in self._candidates():
             freed += self._models.remove(model.root)
             removed.append(model.root)
-        freed += sum(self._models.blobs.drop(row) for row in self._models.blobs.loose())
+        loose = [row for _, row in self._models.blobs.loose()]
+        freed += sum(self._models.blobs.drop(row) for row in loose)
         freed += self._partials.drop_resting() + self._unnamed.drop_resting()
         if not self._partials.is_open():
             self._index.run("DELETE FROM nodes WHERE NOT EXISTS(SELECT 1 FROM model_nodes WHERE node=nodes.id)")
-        return GcReport(tuple(removed), freed)
+        return GcReport(tuple(removed), freed, tuple(row.cid for row in loose))
 
     def _candidates(self) -> list[StoredModel]:
         models = self._models.shelf.models()

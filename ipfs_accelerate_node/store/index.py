@@ -52,6 +52,7 @@ CREATE INDEX model_nodes_of ON model_nodes(node);
 _CHANGES = (  # one for each version after the first; a database of any earlier one is brought forward
     "ALTER TABLE models ADD COLUMN absent_files INTEGER NOT NULL DEFAULT 0;"
     "ALTER TABLE models ADD COLUMN absent_bytes INTEGER NOT NULL DEFAULT 0;",
+    "ALTER TABLE files ADD COLUMN last_used INTEGER NOT NULL DEFAULT 0;",  # of those that no model holds
 )
 SCHEMA = 1 + len(_CHANGES)
 
@@ -101,7 +102,8 @@ class Index:
             self._db.close()
             raise
         self._stored: int | None = None
-        self._clock = int(self.one("SELECT coalesce(max(last_used), 0) FROM models")[0])
+        used = "SELECT max((SELECT coalesce(max(last_used), 0) FROM {}), (SELECT coalesce(max(last_used), 0) FROM {}))"
+        self._clock = int(self.one(used.format("models", "files"))[0])
 
     def close(self) -> None:
         with self.lock:
@@ -176,8 +178,8 @@ class Index:
             found = self.one("SELECT id FROM files WHERE cid=?", (key(cid),))
             if found:
                 return int(found[0])
-            insert = "INSERT INTO files(cid, size, sha256, git_sha1) VALUES(?,?,?,?)"
-            row_id = self.run(insert, (key(cid), size, sha256, git_sha1)).lastrowid or 0
+            insert = "INSERT INTO files(cid, size, sha256, git_sha1, last_used) VALUES(?,?,?,?,?)"
+            row_id = self.run(insert, (key(cid), size, sha256, git_sha1, self.tick())).lastrowid or 0
             self.many(
                 "INSERT INTO leaves(file, offset, length, cid, prefix, suffix) VALUES(?,?,?,?,?,?)",
                 ((row_id, leaf.offset, leaf.length, key(leaf.cid), leaf.prefix, leaf.suffix) for leaf in leaves),
@@ -219,6 +221,19 @@ class Index:
     def is_public(self, file_id: int) -> bool:
         sql = "SELECT 1 FROM members JOIN models ON models.id=model WHERE file=? AND public LIMIT 1"
         return bool(self.one(sql, (file_id,)))
+
+    def loose(self) -> list[tuple[int, FileRow]]:
+        """Files of no model, each with its last use, the longest unused first."""
+        sql = (
+            "SELECT id, cid, size, sha256, git_sha1, last_used FROM files"
+            " WHERE NOT EXISTS(SELECT 1 FROM members WHERE file=files.id) ORDER BY last_used, id"
+        )
+        return [(int(row[5]), _file_row(row)) for row in self.all(sql)]
+
+    def use_loose(self, file_id: int) -> None:
+        """Somebody asked for it just now; nothing for a file of a model, whose own use counts."""
+        sql = "UPDATE files SET last_used=? WHERE id=? AND NOT EXISTS(SELECT 1 FROM members WHERE file=files.id)"
+        self.run(sql, (self.tick(), file_id))
 
     def drop_file(self, cid: Cid) -> None:
         self.run("DELETE FROM files WHERE cid=?", (key(cid),))

@@ -181,6 +181,13 @@ class Store:
         """Returns the bytes freed. force: also if pinned. Raises NotFound, Conflict if it is pinned or in use."""
         return self._models.remove(root, force=force)
 
+    def loose(self) -> list[tuple[StoredFile, bool]]:
+        """Files of no model, the longest unused first, and whether a transfer under way counts on it, so that it stays
+        whatever room is needed."""
+        with self._lock:
+            rows = [row for _, row in self._index.loose()]
+            return [(self.blobs.stored(row, public=False), self.blobs.is_guarded(row.cid)) for row in rows]
+
     def gc(self) -> GcReport:
         """Removes every model that is neither pinned nor in use, and what failed transfers left behind."""
         with self._lock:

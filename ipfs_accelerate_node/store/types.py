@@ -116,10 +116,11 @@ class LeafPlace:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """models: roots that were removed. freed_bytes also counts files and parts that no model held."""
+    """models: roots that were removed. files: those that no model held. freed_bytes also counts parts of files."""
 
     models: tuple[Cid, ...]
     freed_bytes: int
+    files: tuple[Cid, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
