@@ -44,6 +44,7 @@ class Config:
     announce_pins: bool = True  # what was pinned by CID is announced
     publish: bool = False  # standing consent to publish benchmark records
     hf_upstream: str = "https://huggingface.co"  # origin of the Hub; https, or a loopback address
+    hf_redirect_origins: tuple[str, ...] = ()  # private ones that hf_upstream may redirect to; never with the token
     hf_token: str | None = field(default=None, repr=False)  # sent to hf_upstream only
     hf_offline: bool = False  # never ask the Hub
     hub_open: bool = False  # non-loopback bind: the Hub's routes are open, for public content only
@@ -62,6 +63,7 @@ SINGULAR = {
     "gateway": "gateways",
     "peer": "peers",
     "allow_host": "allow_hosts",
+    "hf_redirect_origin": "hf_redirect_origins",
     "allow_peer": "allow_peers",
     "quota": "quota_bytes",
     "share_rate": "share_rate_bytes",

@@ -230,4 +230,5 @@ CHECKS: dict[str, Callable[[Given, object], object]] = {
     "memory_bytes": _within(1 << 20, 1 << 62),
     "threads": _within(1, 4096),
     "hf_upstream": _upstream,
+    "hf_redirect_origins": _origins,
 }

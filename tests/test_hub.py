@@ -20,7 +20,8 @@ from ipfs_accelerate_node.errors import (
     problem,
 )
 from ipfs_accelerate_node.sources.hub import HubSource
-from ipfs_accelerate_node.sources.hub_answers import HOP_HEADER, HubFile
+from ipfs_accelerate_node.sources.hub_answers import HubFile
+from ipfs_accelerate_node.sources.hub_hops import HOP_HEADER
 from ipfs_accelerate_node.sources.hub_body import CHUNK_BYTES
 from ipfs_accelerate_node.sources.hub_snapshot import OidHash, Snapshot, Traffic
 from tests.support.hub import SIGNED, FakeHub, oid
@@ -45,7 +46,14 @@ async def hub() -> AsyncIterator[FakeHub]:
 
 
 def source(hub: FakeHub, token: str | None = None, stall_timeout_s: float = 10.0) -> HubSource:
-    return HubSource(hub.url, token=token, redirect_origins=[hub.cdn], backoff_s=0, stall_timeout_s=stall_timeout_s)
+    return HubSource(
+        hub.url,
+        token=token,
+        redirect_origins=[hub.cdn],
+        hops=("other", "own"),
+        backoff_s=0,
+        stall_timeout_s=stall_timeout_s,
+    )
 
 
 def file(snapshot: Snapshot, path: str) -> HubFile:
@@ -108,7 +116,7 @@ async def test_the_token_goes_to_the_hub_and_nowhere_else(hub: FakeHub) -> None:
     for request in hub.seen:
         expected = f"Bearer {TOKEN}" if request.at == "hub" else None
         assert request.authorization == expected, request
-        assert (request.headers.get(HOP_HEADER) == "1") == (request.at == "hub")
+        assert (request.headers.get(HOP_HEADER) == "other,own") == (request.at == "hub")
         assert request.headers["Accept-Encoding"] == "identity"
 
 

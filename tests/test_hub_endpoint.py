@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ipfs_accelerate_node.sources.hub_answers import HOP_HEADER
+from ipfs_accelerate_node.sources.hub_hops import HOP_HEADER
 from ipfs_accelerate_node.sources.hub_names import HubRepo
 from tests.support.hub import FakeHub, git_oid, oid
 from tests.support.running import Reply, Running, running
@@ -214,5 +214,6 @@ async def test_all_files_of_a_commit_become_its_model(cache: Path, hub: FakeHub)
 async def test_our_own_request_does_not_come_round(cache: Path, hub: FakeHub) -> None:
     async with mirror(cache, hub) as node:
         for path in ("/api/models/org/open", file("config.json"), "/api/whoami-v2"):
-            assert (await node.ask("GET", path, headers={HOP_HEADER: "1"})).status == 508
+            hops = f"other,{node.node.hub.hop}"
+            assert (await node.ask("GET", path, headers={HOP_HEADER: hops})).status == 508
     assert hub.seen == []

@@ -18,7 +18,8 @@ from ipfs_accelerate_node.api.ranges import matches, requested
 from ipfs_accelerate_node.api.wire import json_bytes
 from ipfs_accelerate_node.errors import AuthRequired, NodeError, NotFound, SourceUnavailable, UnsafeContent, http_status
 from ipfs_accelerate_node.fetch.hub_shelf import KeptCommit
-from ipfs_accelerate_node.sources.hub_answers import HOP_HEADER, TreeEntry
+from ipfs_accelerate_node.sources.hub_answers import TreeEntry
+from ipfs_accelerate_node.sources.hub_hops import HOP_HEADER, goes_round, on_behalf, read_hops
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +29,16 @@ CLAIM_HEADER = "X-Ipfs-Accelerate-Node-Claim-By"  # who claims what is said: the
 
 
 def speaking_hub(handler: Handler) -> Handler:
-    """handler with its failures in the Hub's words, and deaf to requests of this node's own (or another's): what the
+    """handler with its failures in the Hub's words, and deaf to requests that came through this node already: what the
     Hub is asked must not come round again."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        if HOP_HEADER in request.headers:
-            return _error("a node's own request came to a node: set hf_upstream to the Hub", 508, {})
         try:
-            return await handler(request)
+            hops = read_hops(",".join(request.headers.getall(HOP_HEADER, [])))
+            if goes_round(hops, node(request).hub.hop):
+                return _error("a node's own request came round to it: set hf_upstream to the Hub", 508, {})
+            with on_behalf(hops):
+                return await handler(request)
         except NodeError as exc:
             if has_begun(request):
                 raise

@@ -45,6 +45,10 @@ _LISTS = {
     "gateway": ("URL", "Trustless gateway to fetch from; may be repeated."),
     "peer": ("URL|PEERID", "Another node to fetch from; may be repeated."),
     "bootstrap": ("MULTIADDR", "First peers of the managed Kubo, instead of the public network's; none: nobody."),
+    "hf_redirect_origin": (
+        "URL",
+        "A private origin that --hf-upstream may redirect to, without token; may be repeated.",
+    ),
     "allow_host": ("NAME", "A further Host header that means this node; may be repeated."),
     "allow_peer": ("PEERID", "With --serve-peers: a key that may run models here; may be repeated."),
 }
@@ -64,6 +68,7 @@ _PLURAL = {
     "gateway": "gateways",
     "peer": "peers",
     "allow_host": "allow_hosts",
+    "hf_redirect_origin": "hf_redirect_origins",
     "allow_peer": "allow_peers",
     "quota": "quota_bytes",
     "share_rate": "share_rate_bytes",

@@ -68,6 +68,8 @@ class HubMirror:
         self._config = config
         self._claims = claims
         self._nodes = nodes
+        self._pins = pins
+        self.hop = pins.hop
         self.receiver = pins.receiver
         self.nearby = pins.nearby = Nearby(store, pins.fetcher, claims, pins.open_nearby, pins.discover)
         self._files = HubFiles(store, shelf, self.receiver, self._source, self.nearby, self._is_reachable, self._landed)
@@ -234,22 +236,13 @@ class HubMirror:
         self._down_until = asyncio.get_running_loop().time() + max(OUTAGE_S, wait_s or 0.0)
 
     def _source(self, token: str | None, *, hurried: bool = False) -> HubSource:
-        config = self._config
         try:
-            return HubSource(
-                config.hf_upstream,
-                token=token,
-                offline=config.hf_offline,
-                redirect_origins=(),
-                stall_timeout_s=config.stall_timeout_s,
-                first_byte_timeout_s=config.first_byte_timeout_s,
-                **({"backoff_s": 0.0} if hurried else {}),
-            )
+            return self._pins.hub_for(token, **({"backoff_s": 0.0} if hurried else {}))
         except InvalidConfig as exc:
             if exc.detail.get("param") != "hf_token":
                 raise
             raise AuthRequired(
-                "what came as a token is none", source=config.hf_upstream, hub_message=INVALID_TOKEN
+                "what came as a token is none", source=self._config.hf_upstream, hub_message=INVALID_TOKEN
             ) from exc
 
 

@@ -36,6 +36,7 @@ from ipfs_accelerate_node.kubo import KuboClient, KuboService
 from ipfs_accelerate_node.kubo.seeding import Seeded
 from ipfs_accelerate_node.sources import Source
 from ipfs_accelerate_node.sources.hub import HubSource
+from ipfs_accelerate_node.sources.hub_hops import new_id, onward
 from ipfs_accelerate_node.sources.hub_names import HubRepo
 from ipfs_accelerate_node.store import Store, StoredModel
 
@@ -78,6 +79,7 @@ class Pins:
     ) -> None:
         self.shelf: HubShelf | None = None  # what the Hub says of what is fetched is kept there
         self.nearby: Nearby | None = None  # who else may have what is on the Hub
+        self.hop = new_id()  # this node's, among those that a request to the Hub comes through
         self.publish_map: Callable[[HubRepo, str], Awaitable[tuple[str | None, str | None]]] | None = None
         self._config = config
         self._store = store
@@ -289,13 +291,20 @@ class Pins:
 
     def hub(self) -> HubSource:
         """The configured upstream, to be entered."""
+        return self.hub_for(self._config.hf_token)
+
+    def hub_for(self, token: str | None, *, backoff_s: float = 0.5) -> HubSource:
+        """The same with a caller's token. Raises InvalidConfig for what can be none."""
         config = self._config
         return HubSource(
             endpoint=config.hf_upstream,
-            token=config.hf_token,
+            token=token,
             offline=config.hf_offline,
+            redirect_origins=config.hf_redirect_origins,
+            hops=onward(self.hop),
             stall_timeout_s=config.stall_timeout_s,
             first_byte_timeout_s=config.first_byte_timeout_s,
+            backoff_s=backoff_s,
         )
 
     def open_nearby(self, stack: AsyncExitStack, everyone: bool) -> list[Source]:

@@ -23,7 +23,6 @@ from ipfs_accelerate_node.content.names import check_tree
 from ipfs_accelerate_node.errors import AuthRequired, InvalidConfig, NodeError, NotFound, SourceUnavailable
 from ipfs_accelerate_node.sources.guard import Guard, Origin, literal
 from ipfs_accelerate_node.sources.hub_answers import (
-    HOP_HEADER,
     INVALID_TOKEN,
     About,
     Asker,
@@ -33,7 +32,7 @@ from ipfs_accelerate_node.sources.hub_answers import (
     bad_source,
     refusal,
 )
-from ipfs_accelerate_node.sources.hub_body import begins, named_errors, runs
+from ipfs_accelerate_node.sources.hub_body import ALLOW_IT, begins, named_errors, runs
 from ipfs_accelerate_node.sources.hub_names import (
     DEFAULT_REVISION,
     HubRepo,
@@ -58,7 +57,8 @@ class HubSource:
 
     endpoint: origin of the Hub, https or a loopback address. token: None asks without one, whatever the environment
     has. redirect_origins: further origins on loopback or a private network that a redirect may lead to; public https
-    ones always may. backoff_s: wait before the second attempt, doubled for each further one.
+    ones always may. hops: the nodes that ask, see `hub_hops`. backoff_s: wait before the second attempt, doubled for
+    each further one.
     """
 
     kind = "hub"
@@ -70,6 +70,7 @@ class HubSource:
         token: str | None = None,
         offline: bool = False,
         redirect_origins: Sequence[str] = (),
+        hops: tuple[str, ...] = (),
         stall_timeout_s: float = 10.0,
         first_byte_timeout_s: float = 15.0,
         backoff_s: float = 0.5,
@@ -84,7 +85,7 @@ class HubSource:
         self.name = str(self._upstream)
         self._allowed = frozenset(map(Origin.parse, redirect_origins))
         self._token = token.strip() if token is not None else None
-        self._asker = Asker(self._upstream, self._token)
+        self._asker = Asker(self._upstream, self._token, hops)
         self._offline = offline
         self._stall_s, self._first_byte_s, self._backoff_s = stall_timeout_s, first_byte_timeout_s, backoff_s
         self._session: aiohttp.ClientSession | None = None
@@ -265,7 +266,7 @@ class HubSource:
     def _headers(self, url: URL) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "User-Agent": "ipfs-accelerate-node"}
         if Origin.of(url) == self._upstream:
-            headers[HOP_HEADER] = "1"
+            headers |= self._asker.headers
             if self._token is not None:
                 headers["Authorization"] = f"Bearer {self._token}"
         return headers
@@ -312,7 +313,7 @@ class HubSource:
         if target.user is not None or target.password is not None:
             raise bad_source(self.name, "redirects to an address with credentials in it", code="redirect_refused")
         if origin != self._upstream and origin.scheme != "https" and origin not in self._allowed:
-            raise bad_source(self.name, f"redirects to {origin}, which is not https", code="redirect_refused")
+            raise bad_source(self.name, f"redirects to {origin}, which is not https{ALLOW_IT}", code="redirect_refused")
         if url.scheme == "https" and origin.scheme != "https":
             raise bad_source(self.name, f"redirects from https down to {origin}", code="redirect_refused")
         return target

@@ -7,17 +7,22 @@ from dataclasses import dataclass, field
 
 from ipfs_accelerate_node.errors import AuthRequired, NodeError, NotFound, SourceUnavailable
 from ipfs_accelerate_node.sources.guard import Origin
+from ipfs_accelerate_node.sources.hub_hops import HOP_HEADER
 
-HOP_HEADER = "X-Ipfs-Accelerate-Node-Hop"  # on each of our requests to the Hub: our own endpoint answers it 508
 INVALID_TOKEN = "Invalid credentials in Authorization header"  # what the Hub's own client tells apart from a 401
 
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """One upstream, one caller's token; None asks without one, whatever the environment has."""
+    """One upstream, one caller's token; None asks without one, whatever the environment has. hops: see `hub_hops`."""
 
     upstream: Origin
     token: str | None = field(repr=False)
+    hops: tuple[str, ...] = ()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {HOP_HEADER: ",".join(self.hops)} if self.hops else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ def refusal(name: str, repo: str, status: int, headers: Mapping[str, str], *, to
             how = f"accept the licence at {page} with the account of this token"
         return AuthRequired(f"{repo} is gated; {how}", source=name, hub_code=code)
     if code is None and headers.get("X-Xet-Hash"):
-        how = f"fetch them with the Hub's own client (`hf download {repo}`)"
+        how = f"fetch them with the Hub's own client (`hf download {repo}`), then `import-hf-cache hf:{repo}`"
         return bad_source(name, f"delivers files of {repo} through Xet only: {how}", code="xet_only")
     if code in ("EntryNotFound", "RevisionNotFound"):
         what = "file" if code == "EntryNotFound" else "revision"
@@ -116,7 +121,8 @@ def refusal(name: str, repo: str, status: int, headers: Mapping[str, str], *, to
 
 def _trouble(name: str, repo: str, status: int, headers: Mapping[str, str]) -> NodeError:
     if status == 508:
-        return bad_source(name, "is this node itself: set hf_upstream to the Hub", code="loop")
+        how = "set hf_upstream to the Hub, or to a node that does not ask this one"
+        return bad_source(name, f"leads back to this node: {how}", code="loop")
     wait = retry_after_s(headers)
     if status == 429:
         when = "" if wait is None else f", come back in {wait:.0f} s"

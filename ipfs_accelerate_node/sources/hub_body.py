@@ -18,6 +18,8 @@ from ipfs_accelerate_node.sources.hub_snapshot import Traffic
 CHUNK_BYTES = 1 << 20
 MIN_PROGRESS_BYTES = 16 << 10  # within the time that a stall takes, or the transfer counts as stalled
 
+ALLOW_IT = ": if that is meant, allow its origin with hf_redirect_origin"
+
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
@@ -36,7 +38,8 @@ def named_errors(name: str, file: HubFile) -> Iterator[None]:
         raise bad_source(name, f"sends more than it announced of {file.path}") from exc
     except (aiohttp.ClientError, OSError) as exc:
         if isinstance(exc, AddressRefused) or isinstance(exc.__cause__, AddressRefused):
-            raise bad_source(name, "leads to an address that is refused", code="redirect_refused") from exc
+            refused = f"leads to an address of this machine or a private network{ALLOW_IT}"
+            raise bad_source(name, refused, code="redirect_refused") from exc
         reason = f"cannot be reached ({type(exc).__name__})"
         raise bad_source(name, reason, code="source_unavailable") from exc
 

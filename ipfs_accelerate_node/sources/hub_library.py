@@ -25,7 +25,7 @@ from yarl import URL
 from ipfs_accelerate_node import __version__
 from ipfs_accelerate_node.errors import SourceUnavailable
 from ipfs_accelerate_node.sources.guard import Origin
-from ipfs_accelerate_node.sources.hub_answers import HOP_HEADER, About, Asker, Lfs, TreeEntry, bad_source, refusal
+from ipfs_accelerate_node.sources.hub_answers import About, Asker, Lfs, TreeEntry, bad_source, refusal
 from ipfs_accelerate_node.sources.hub_names import HubRepo
 
 MAX_TREE_ENTRIES = 10_000
@@ -240,5 +240,5 @@ def _api(asker: Asker) -> HfApi:
         token=asker.token if asker.token is not None else False,  # False: none, also if the environment has one
         library_name="ipfs-accelerate-node",
         library_version=__version__,
-        headers={HOP_HEADER: "1", "Accept-Encoding": "identity"},
+        headers={**asker.headers, "Accept-Encoding": "identity"},
     )
