@@ -228,6 +228,7 @@ async def test_real_models_of_every_kind(tmp_path: Path) -> None:
     async with running(tmp_path / "cache") as here:
         for name in ("smollm2-135m", "whisper-tiny-en", "efficientnet-lite0"):
             await here.node.add(made(name), name=f"own/{name}")
+            await here.node.serving.load(f"own/{name}")
         await here.node.add(SAMPLE, name="sentence-transformers/all-MiniLM-L6-v2")
         text = await calling(
             of(here, "/models/own/smollm2-135m").text_generation, "The capital of France is", max_new_tokens=3
