@@ -218,9 +218,8 @@ def _marks(result: Mapping[str, Any], read: Read, *, smaller: bool) -> list[Mark
 def _votes(result: Mapping[str, Any], read: Read) -> list[Mark]:
     named = _device(result)
     marks = []
-    if result["own_ns"] is not None:
-        own = {name: result[f"own_{name}"] for name in ("low_ns", "high_ns", "per_s")}
-        marks.append(Mark(*named, "this machine", "own", *read({"median_ns": result["own_ns"], **own})))
+    if result["own"] is not None:
+        marks.append(Mark(*named, "this machine", "own", *read(result["own"])))
     for vote in result["votes"]:
         kind: Kind = "trusted" if vote["trusted"] else "claim"
         value, low, high = read(vote)

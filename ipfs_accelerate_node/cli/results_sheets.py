@@ -83,45 +83,48 @@ def _summarised(model: str, result: Mapping[str, Any]) -> dict[str, Any]:
         "trusted": result["trusted"],
         "unlike": sum(1 for vote in result["votes"] if vote["unlike"]),
         "per_s": result["per_s"],
-        "own_ms": _in_ms(result["own_ns"]),
-        "own_low_ms": _in_ms(result["own_low_ns"]),
-        "own_high_ms": _in_ms(result["own_high_ns"]),
-        "own_per_s": result["own_per_s"],
         **_times(result),
+        **_own(result["own"]),
     }
 
 
 def _keys(model: str, result: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     same = _same(model, result)
-    if result["own_ns"] is not None:
-        own = {name: _in_ms(result[f"own_{name[:-3]}_ns"]) for name in ("low_ms", "high_ms")}
-        yield {**same, **own, "who": "own", "median_ms": _in_ms(result["own_ns"]), "per_s": result["own_per_s"]}
+    if result["own"] is not None:
+        yield {**same, **_vote(result["own"]), "who": "own", "trusted": None, "counted": None}
     for vote in result["votes"]:
-        named = ("trusted", "counted", "unlike", "cpu", "cores", "per_s", "samples")
-        yield {
-            **same,
-            **{name: vote[name] for name in named},
-            "who": "claim",
-            "key": vote["signer"],
-            "at": _at(vote["created"]),
-            "record": vote["envelope_cid"],
-            **_times(vote),
-        }
+        yield {**same, **_vote(vote), "who": "claim"}
+
+
+def _vote(vote: Mapping[str, Any]) -> dict[str, Any]:
+    named = ("trusted", "counted", "unlike", "cpu", "cores", "per_s", "samples")
+    return {
+        **{name: vote[name] for name in named},
+        "key": vote["signer"],
+        "at": _at(vote["created"]),
+        "record": vote["envelope_cid"],
+        **_times(vote),
+    }
+
+
+def _own(own: Mapping[str, Any] | None) -> dict[str, Any]:
+    if own is None:
+        return {}
+    times = {f"own_{name}": value for name, value in _times(own).items()}
+    return {**times, "own_ms": times["own_median_ms"], "own_per_s": own["per_s"]}
 
 
 def _pair(model: str, pair: Mapping[str, Any]) -> dict[str, Any]:
     claim, own = pair["claim"], pair["own"]
     named = ("task", "workload", "settings", "precision", "trusted", "verdict", "ratio", "most", "reason")
-    ours = {f"own_{name}": value for name, value in _times(own).items() if name != "median_ms"}
     return {
         "model": model,
         **{name: pair[name] for name in named},
         **_times(claim),
-        **ours,
+        **_own(own),
         "key": pair["signer"],
         "device": _device(claim),
         "own_device": _device(own),
-        "own_ms": _in_ms(own["median_ns"]),
         "differs": "; ".join(pair["differs"]),
         "record": claim["envelope_cid"],
         "own_record": own["envelope_cid"],

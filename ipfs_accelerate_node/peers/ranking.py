@@ -32,9 +32,10 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """What one key says of a result. counted: whether it is in the figures. low_ns, high_ns: quartiles of its samples.
-    cores: of the machine. created: seconds since 1970. unlike: too far from what this node measured on like hardware
-    or, without that, from the other keys (`peers.likeness`); it counts all the same."""
+    """What one key says of a result, or what this node measured itself. counted: whether it is in the figures. low_ns,
+    high_ns: quartiles of its samples. cores: of the machine. created: seconds since 1970. unlike: too far from what
+    this node measured on like hardware or, without that, from the other keys (`peers.likeness`); it counts all the
+    same."""
 
     signer: str
     trusted: bool
@@ -55,9 +56,9 @@ class Vote:
 class Result:
     """One thing measured, by whoever measured it. keys: how many vote. trusted: how many of them the user trusts; where
     there are any, only they are counted in the figures. median_ns: of the keys' medians; low_ns, high_ns: the extremes
-    of them, or the quartiles of the samples where only one key votes. per_s: median, of unit. own_ns, own_low_ns,
-    own_high_ns, own_per_s: this node's. signers: PeerIDs, trusted ones first, MAX_SIGNERS at most. votes: of all keys,
-    in that order."""
+    of them, or the quartiles of the samples where only one key votes. per_s: median, of unit. own_ns, own_per_s: this
+    node's. signers: PeerIDs, trusted ones first, MAX_SIGNERS at most. votes: of all keys, in that order. own: the whole
+    of what this node measured."""
 
     task: str
     engine: str
@@ -74,13 +75,12 @@ class Result:
     high_ns: int | None
     per_s: float | None
     own_ns: int | None
-    own_low_ns: int | None
-    own_high_ns: int | None
     own_per_s: float | None
     cpus: tuple[str, ...]
     newest: int
     signers: tuple[str, ...]
     votes: tuple[Vote, ...] = ()
+    own: Vote | None = None
 
 
 def ranked(
@@ -133,24 +133,40 @@ def _result(votes: list[Claim], own: Claim | None, trusted: Collection[str]) -> 
         (alone.high_ns if alone else max(medians)) if medians else None,
         statistics.median(vote.per_s for vote in counted) if counted else None,
         own.median_ns if own else None,
-        own.low_ns if own else None,
-        own.high_ns if own else None,
         own.per_s if own else None,
         tuple(sorted({claim.cpu for claim in (*votes, *([own] if own else ()))}))[:MAX_SIGNERS],
         max(claim.created for claim in (*votes, *([own] if own else ()))),
         tuple(vote.signer for vote in ordered[:MAX_SIGNERS]),
         tuple(_votes(ordered, own, trusted)),
+        None if own is None else _vote(own, trusted=True, counted=False),
     )
 
 
 def _votes(ordered: list[Claim], own: Claim | None, trusted: Collection[str]) -> Iterator[Vote]:
     far = outliers(ordered)
-    counted = bool(ordered) and ordered[0].signer in trusted
+    only_trusted = bool(ordered) and ordered[0].signer in trusted
     for vote in ordered:
         known = vote.signer in trusted
-        comparable = own is not None and hardware_class(vote) == hardware_class(own)
-        yield Vote(
-            vote.signer, known, known or not counted, vote.median_ns, vote.low_ns, vote.high_ns, vote.per_s,
-            vote.samples, vote.cpu, vote.cores, vote.created, vote.envelope_cid,
-            unlike(vote, own) if own is not None and comparable else far.get(vote.key, ""),
-        )  # fmt: skip
+        if own is not None and hardware_class(vote) == hardware_class(own):
+            flag = unlike(vote, own)
+        else:
+            flag = far.get(vote.key, "")
+        yield _vote(vote, trusted=known, counted=known or not only_trusted, flag=flag)
+
+
+def _vote(claim: Claim, *, trusted: bool, counted: bool, flag: Unlike = "") -> Vote:
+    return Vote(
+        claim.signer,
+        trusted,
+        counted,
+        claim.median_ns,
+        claim.low_ns,
+        claim.high_ns,
+        claim.per_s,
+        claim.samples,
+        claim.cpu,
+        claim.cores,
+        claim.created,
+        claim.envelope_cid,
+        flag,
+    )
