@@ -90,15 +90,14 @@ async def test_a_segfault_under_load_is_noticed_by_its_own_requests_only(directo
     async with registry_in_its_task() as registry:
         struck, other = await load(registry, "struck", directory), await load(registry, "other", directory)
         long = [Text("the cat sat on " * 9)] * 1500
-        at_work = asyncio.create_task(registry.infer(struck, long))
+        first = asyncio.create_task(registry.infer(struck, long))
         behind = asyncio.create_task(registry.infer(struck, [Text("one")]))
         beside = [asyncio.create_task(registry.infer(other, [Text("two")] * 50)) for _ in range(6)]
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await at_work(registry, "struck")
         assert registry.waiting(struck) == 2
         os.kill(struck.pid or 0, signal.SIGSEGV)
         with pytest.raises(Unavailable, match="SIGSEGV") as caught:
-            await at_work
+            await first
         assert (caught.value.code, caught.value.retry_after_s) == ("worker_crashed", 1.0)
         assert (await behind).model.pid not in (struck.pid, other.pid)
         for task in beside:

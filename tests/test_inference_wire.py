@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput, NodeError, PayloadTooLarge, Unavailable
-from ipfs_accelerate_node.inference import wire
+from ipfs_accelerate_node.inference import frames, wire
 from ipfs_accelerate_node.inference.jobs import Job, size_of
 from ipfs_accelerate_node.inference.model import (
     Audio,
@@ -55,27 +54,26 @@ OUTPUTS: tuple[Output, ...] = (
 )
 
 
-async def through(message: wire.Reply, payload: bytes = b"") -> tuple[wire.Reply, bytes]:
-    reader = asyncio.StreamReader()
-    reader.feed_data(wire.frame(message, payload))
-    return await wire.read_reply(reader)
+def through(message: wire.Reply, payload: bytes = b"") -> tuple[wire.Reply, bytes]:
+    ((reply, received),) = frames.Replies().feed(frames.frame(message, payload))
+    return reply, bytes(received)
 
 
 def test_every_item_reaches_the_worker_as_it_was() -> None:
     ours, theirs = socket.socketpair()
     request = wire.Infer(7, list(ITEMS), Options(top_k=3, stop=("\n",), temperature=0.5))
     with ours, theirs:
-        ours.sendall(wire.frame(request))
-        assert wire.read_request(theirs) == request
+        ours.sendall(frames.frame(request))
+        assert frames.read_request(theirs) == request
         ours.close()
-        assert wire.read_request(theirs) is None
+        assert frames.read_request(theirs) is None
 
 
-async def test_every_output_comes_back_as_it_was() -> None:
-    header, payload = wire.pack_outputs(7, OUTPUTS)
-    reply, received = await through(header, payload)
+def test_every_output_comes_back_as_it_was() -> None:
+    header, payload = frames.pack_outputs(7, OUTPUTS)
+    reply, received = through(header, payload)
     assert isinstance(reply, wire.Outputs)
-    found = wire.unpack_outputs(reply, received)
+    found = frames.unpack_outputs(reply, received)
     for output, expected in zip(found, OUTPUTS, strict=True):
         if isinstance(expected, Vector):
             assert isinstance(output, Vector)
@@ -88,7 +86,7 @@ async def test_every_output_comes_back_as_it_was() -> None:
 @given(st.lists(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=9), max_size=9))
 def test_vectors_of_any_widths(rows: list[list[float]]) -> None:
     outputs = [Vector(np.array(row, np.float32)) for row in rows]
-    found = wire.unpack_outputs(*wire.pack_outputs(1, outputs))
+    found = frames.unpack_outputs(*frames.pack_outputs(1, outputs))
     assert [list(v.values) for v in found if isinstance(v, Vector)] == [list(v.values) for v in outputs]
 
 
@@ -104,33 +102,33 @@ def test_vectors_of_any_widths(rows: list[list[float]]) -> None:
     ],
 )
 def test_vectors_that_are_not_all_there(heads: Sequence[wire.Head], payload: bytes) -> None:
-    with pytest.raises(wire.WireError):
-        wire.unpack_outputs(wire.Outputs(1, list(heads)), payload)
+    with pytest.raises(frames.WireError):
+        frames.unpack_outputs(wire.Outputs(1, list(heads)), payload)
 
 
 @pytest.mark.parametrize(
     "data",
     [
         b"\xff" * 12,
-        wire._LENGTHS.pack(4, 0) + b"\x00\x01\x02\x03",
-        wire._LENGTHS.pack(0, 0),
-        wire._LENGTHS.pack(wire.MAX_HEADER_BYTES + 1, 0),
-        wire._LENGTHS.pack(1, wire.MAX_PAYLOAD_BYTES + 1),
+        frames._LENGTHS.pack(4, 0) + b"\x00\x01\x02\x03",
+        frames._LENGTHS.pack(0, 0),
+        frames._LENGTHS.pack(frames.MAX_HEADER_BYTES + 1, 0),
+        frames._LENGTHS.pack(1, frames.MAX_PAYLOAD_BYTES + 1),
     ],
 )
-async def test_nonsense_is_no_frame(data: bytes) -> None:
-    reader = asyncio.StreamReader()
-    reader.feed_data(data)
-    with pytest.raises(wire.WireError):
-        await wire.read_reply(reader)
+def test_nonsense_is_no_frame(data: bytes) -> None:
+    with pytest.raises(frames.WireError):
+        list(frames.Replies().feed(data))
 
 
-async def test_half_a_frame_is_an_end() -> None:
-    reader = asyncio.StreamReader()
-    reader.feed_data(wire.frame(wire.Dropped(1))[:-1])
-    reader.feed_eof()
-    with pytest.raises(asyncio.IncompleteReadError):
-        await wire.read_reply(reader)
+@given(st.lists(st.integers(0, 300), max_size=5), st.integers(1, 97))
+def test_frames_come_in_pieces_of_any_size(sizes: list[int], piece: int) -> None:
+    payloads = [bytes(size) for size in sizes]
+    stream = b"".join(frames.frame(wire.Dropped(job), payload) for job, payload in enumerate(payloads))
+    replies, found = frames.Replies(), []
+    for at in range(0, len(stream), piece):
+        found += [(reply, bytes(payload)) for reply, payload in replies.feed(stream[at : at + piece])]
+    assert found == [(wire.Dropped(job), payload) for job, payload in enumerate(payloads)]
 
 
 @pytest.mark.parametrize(
@@ -142,8 +140,8 @@ async def test_half_a_frame_is_an_end() -> None:
         Unavailable("later", code="out_of_memory", retry_after_s=5.0),
     ],
 )
-async def test_errors_are_raised_again_on_our_side(error: NodeError) -> None:
-    reply, _ = await through(wire.Failure.of(error))
+def test_errors_are_raised_again_on_our_side(error: NodeError) -> None:
+    reply, _ = through(wire.Failure.of(error))
     assert isinstance(reply, wire.Failure)
     raised = reply.error()
     assert (type(raised), raised.code, str(raised)) == (type(error), error.code, str(error))
@@ -157,13 +155,15 @@ async def test_a_class_that_a_worker_has_no_business_with_is_not_raised() -> Non
 
 async def test_only_a_whole_answer_to_its_own_job_counts() -> None:
     job = Job.infer([Text("a"), Text("b")], Options())
+    caller = job.join()
     two = [wire.VectorHead(3, 1, False)] * 2
     assert job.answered_by(wire.Outputs(job.number, list(two)), bytes(24))
-    for heads, size, number in ((two, 23, 0), (two[:1], 12, 0), (two, 24, 1), (two, 28, 0)):
+    narrow = [wire.VectorHead(9, 1, False), wire.VectorHead(-3, 1, False)]
+    for heads, size, number in ((narrow, 24, 0), (two, 23, 0), (two[:1], 12, 0), (two, 24, 1), (two, 28, 0)):
         assert not job.answered_by(wire.Outputs(job.number + number, list(heads)), bytes(size))
     assert not job.answered_by(wire.Array(job.number, (6,)), bytes(24))
     assert not job.answered_by(wire.Dropped(job.number), b"")
-    job.done.cancel()
+    assert job.leave(caller)
     assert job.answered_by(wire.Dropped(job.number), b"")
     asked = Job.primary(Text("a"))
     assert asked.answered_by(wire.Array(asked.number, (2, 3)), bytes(24))

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from ipfs_accelerate_node.errors import NodeError
@@ -16,25 +16,38 @@ from ipfs_accelerate_node.inference.model import Audio, Chat, Ids, Image, ImageC
 _numbers = itertools.count(1)
 
 JobRequest = wire.Infer | wire.Primary | wire.Examples | wire.Imports
-Answer = tuple[wire.Reply, bytes]
+Answer = tuple[wire.Reply, wire.Payload]
+TOKENS_OF_PICTURE = 256
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """size: characters, token ids or bytes of its items: what it costs to keep it waiting."""
+    """size: characters, token ids or bytes of its items: what it costs to keep it waiting. tokens: what it costs to
+    compute, as far as that can be told before it is tokenized. key: of jobs whose answers are the same; None: it shares
+    none. tries: workers that ended while they had it."""
 
     request: JobRequest
     size: int
-    done: asyncio.Future[Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    tokens: int = 1
+    key: Hashable | None = None
     since: float = field(default_factory=time.monotonic)
+    tries: int = 0
+    settled: bool = False
+    _callers: list[asyncio.Future[Answer]] = field(default_factory=list)
 
     @classmethod
-    def infer(cls, items: Sequence[Item], options: Options) -> Job:
-        return cls(wire.Infer(next(_numbers), list(items), options), sum(map(size_of, items)))
+    def infer(cls, items: Sequence[Item], options: Options, *, deadline_s: float | None = None) -> Job:
+        """deadline_s: seconds from now after which nobody wants the answer."""
+        now = time.monotonic()
+        expires = None if deadline_s is None else now + deadline_s
+        request = wire.Infer(next(_numbers), list(items), options, since=now, expires=expires)
+        drawn = options.temperature and options.seed is None  # answers differ from one time to the next
+        key = None if drawn or expires is not None else (tuple(items), options)
+        return cls(request, sum(map(size_of, items)), max(1, sum(map(tokens_of, items))), key, since=now)
 
     @classmethod
     def primary(cls, item: Item) -> Job:
-        return cls(wire.Primary(next(_numbers), item), size_of(item))
+        return cls(wire.Primary(next(_numbers), item), size_of(item), tokens_of(item))
 
     @classmethod
     def examples(cls, first: int, count: int) -> Job:
@@ -48,18 +61,47 @@ class Job:
     def number(self) -> int:
         return self.request.job
 
-    def fail(self, error: NodeError) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
+    @property
+    def expires(self) -> float | None:
+        return self.request.expires if isinstance(self.request, wire.Infer) else None
 
-    def answered_by(self, reply: wire.Reply, payload: bytes) -> bool:
+    def join(self) -> asyncio.Future[Answer]:
+        """A caller's own future of the answer."""
+        caller: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._callers.append(caller)
+        return caller
+
+    def leave(self, caller: asyncio.Future[Answer]) -> bool:
+        """Whether nobody waits for it any more."""
+        if caller in self._callers:
+            self._callers.remove(caller)
+        return not self._callers
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self._callers)
+
+    def settle(self, reply: wire.Reply, payload: wire.Payload) -> None:
+        self.settled = True
+        for caller in self._callers:
+            if not caller.done():
+                caller.set_result((reply, payload))
+
+    def fail(self, error: NodeError) -> None:
+        self.settled = True
+        for caller in self._callers:
+            if not caller.done():
+                caller.set_exception(error)
+
+    def answered_by(self, reply: wire.Reply, payload: wire.Payload) -> bool:
         """Is this an answer to this job, and all of it? A worker has read strangers' files: its answers are checked."""
         match self.request, reply:
-            case _, wire.Dropped(job=job):
-                return job == self.number and self.done.done()
+            case _, wire.Dropped(job=job, expired=expired):
+                return job == self.number and (expired or not self.wanted)
             case wire.Infer(items=items), wire.Outputs(job=job, heads=heads):
-                numbers = sum(head.width for head in heads if isinstance(head, wire.VectorHead))
-                return job == self.number and len(heads) == len(items) and len(payload) == 4 * numbers
+                widths = [head.width for head in heads if isinstance(head, wire.VectorHead)]
+                whole = min(widths, default=1) >= 1 and len(payload) == 4 * sum(widths)
+                return job == self.number and len(heads) == len(items) and whole
             case wire.Primary(), wire.Array(job=job, shape=shape):
                 return job == self.number and min(shape, default=1) >= 0 and len(payload) == 4 * math.prod(shape)
             case wire.Examples(count=count), wire.Samples(job=job, items=found):
@@ -84,3 +126,18 @@ def size_of(item: Item) -> int:
             return len(data) + sum(map(len, labels))
         case Image(data=data) | Audio(data=data):
             return len(data)
+
+
+def tokens_of(item: Item) -> int:
+    """About how many tokens an item has, before it is tokenized."""
+    match item:
+        case Ids(ids=ids):
+            return len(ids)
+        case Image():
+            return TOKENS_OF_PICTURE
+        case ImageChoice(labels=labels):
+            return TOKENS_OF_PICTURE + sum(len(label) // 4 + 2 for label in labels)
+        case Audio(data=data):
+            return len(data) // 640 + 1
+        case _:
+            return size_of(item) // 4 + 2

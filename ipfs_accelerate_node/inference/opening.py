@@ -12,7 +12,7 @@ from ipfs_accelerate_node.inference.devices import Kind, kind_of
 from ipfs_accelerate_node.inference.memory import available_bytes, data_bytes
 from ipfs_accelerate_node.inference.model import PRECISIONS, Vector
 from ipfs_accelerate_node.inference.model_files import ModelFiles, inspect
-from ipfs_accelerate_node.inference.session import Engine, Session
+from ipfs_accelerate_node.inference.session import Engine, Rowwise, Session
 from ipfs_accelerate_node.inference.tasks import notes_of, processing_for
 
 ROOM_BYTES = 4 << 30  # beyond twice the weights: activations, tokenizer, thread stacks
@@ -79,4 +79,5 @@ def _told(session: Session, files: ModelFiles, *, width: int) -> wire.Loaded:
         notes=files.notes + notes_of(session.processing) + engine.notes,
         versions=dict(engine.versions),
         device_bytes=engine.memory_bytes(),
+        rowwise=isinstance(session.processing, Rowwise),
     )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipfs_accelerate_node.errors import Conflict, InvalidInput, ModelUnsupported, NotFound
-from ipfs_accelerate_node.inference import devices, mock, wire
+from ipfs_accelerate_node.inference import devices, frames, mock, wire
 from ipfs_accelerate_node.inference.inputs import check_dimensions, check_inputs, check_items
 from ipfs_accelerate_node.inference.jobs import Job
 from ipfs_accelerate_node.inference.memory import available_bytes
@@ -29,6 +29,7 @@ from ipfs_accelerate_node.inference.model import (
     Item,
     LoadedModel,
     ModelSpec,
+    ModelStats,
     Options,
     Text,
     Vector,
@@ -50,7 +51,8 @@ class Registry:
     requests finish. steady_s: a worker that ends sooner is in a series of crashes, and the pauses before its successors
     grow. keep_alive_s: a model that was idle for so long is unloaded; infinite: never. budget_bytes: what all workers
     together may take, None: what the machine has. available: says how many bytes it has left. gone: called with a root
-    when nothing holds it any more.
+    when nothing holds it any more. queue_wait_s: a request that would wait longer than that for its model is refused.
+    share_identical: identical requests that are computed or wait at the same time share one computation.
     """
 
     def __init__(
@@ -67,10 +69,12 @@ class Registry:
         budget_bytes: int | None = None,
         available: Callable[[], int] = available_bytes,
         gone: Callable[[str], None] = lambda root: None,
+        queue_wait_s: float = 2.0,
+        share_identical: bool = True,
     ) -> None:
         self._prestart = prestart
         self._slots = Slots(
-            Limits(load_timeout_s, silence_s, drain_timeout_s, steady_s),
+            Limits(load_timeout_s, silence_s, drain_timeout_s, steady_s, queue_wait_s, share_identical),
             keep_alive_s=keep_alive_s,
             budget_bytes=budget_bytes,
             available=available,
@@ -224,11 +228,13 @@ class Registry:
         options: Options | None = None,
         *,
         task: str | None = None,
+        deadline_s: float | None = None,
     ) -> Inferred:
         """One output per item, in their order; waits for a model that is still loading.
 
-        task: of several loaded forms of the model, the one for it. Raises InvalidInput with the index,
-        PayloadTooLarge, NotFound, ModelUnsupported (task), Overloaded, Unavailable (worker_crashed), InferenceFailed.
+        task: of several loaded forms of the model, the one for it. deadline_s: seconds from now after which nobody
+        wants the answer. Raises InvalidInput with the index, PayloadTooLarge, NotFound, ModelUnsupported
+        (task), Overloaded, Unavailable (worker_crashed, deadline_exceeded), InferenceFailed.
         """
         began, options = time.monotonic(), options or Options()
         mocked = self._mock(model if isinstance(model, str) else model.root)
@@ -245,12 +251,12 @@ class Registry:
         check_items(items, options, ready.task)
         if ready.width:
             check_dimensions(options.dimensions, width=ready.width)
-        job = Job.infer(items, options)
-        reply, payload = await slot.ask(job)
+        left_s = None if deadline_s is None else deadline_s - (time.monotonic() - began)
+        reply, payload = await slot.ask(Job.infer(items, options, deadline_s=left_s))
         assert isinstance(reply, wire.Outputs)
-        outputs = wire.unpack_outputs(reply, payload)
+        outputs = frames.unpack_outputs(reply, payload)
         tokens = sum(output.tokens_in for output in outputs)
-        return Inferred(tuple(outputs), slot.snapshot(), tokens, time.monotonic() - job.since)
+        return Inferred(tuple(outputs), slot.snapshot(), tokens, time.monotonic() - began, reply.timing)
 
     async def embed(
         self,
@@ -260,6 +266,7 @@ class Registry:
         dimensions: int | None = None,
         normalize: bool | None = None,
         truncate: bool = True,
+        deadline_s: float | None = None,
     ) -> Embeddings:
         """One vector per input, in their order. dimensions, normalize, truncate: as in Options. Raises as ``infer``."""
         vocab_size = 0
@@ -269,7 +276,7 @@ class Registry:
         checked = check_inputs(inputs, vocab_size=vocab_size)
         items: list[Item] = [Text(i) if isinstance(i, str) else Ids(tuple(i)) for i in checked]
         options = Options(dimensions=dimensions, normalize=normalize, truncate=truncate)
-        done = await self.infer(model, items, options, task="embedding")
+        done = await self.infer(model, items, options, task="embedding", deadline_s=deadline_s)
         vectors = [output.values for output in done.outputs if isinstance(output, Vector)]
         return Embeddings(
             vectors=np.stack(vectors),
@@ -277,6 +284,7 @@ class Registry:
             model=done.model,
             seconds=done.seconds,
             truncated=sum(output.truncated for output in done.outputs),
+            timing=done.timing,
         )
 
     async def primary(self, model: LoadedModel | str, item: Item) -> NDArray[np.float32]:
@@ -300,6 +308,10 @@ class Registry:
     def waiting(self, model: LoadedModel | str) -> int:
         """Requests that are queued or computed. Raises NotFound."""
         return self._slot(model).waiting
+
+    def stats(self) -> list[ModelStats]:
+        """Of every loaded model but the mocks: what waits for it, and what it has done."""
+        return [slot.stats() for slot in self._slots]
 
     @property
     def working(self) -> bool:

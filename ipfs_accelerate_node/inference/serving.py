@@ -191,14 +191,15 @@ class Serving:
         device: str = "auto",
         precision: str | None = None,
         allow_mock: bool = False,
+        deadline_s: float | None = None,
     ) -> Inferred:
-        """One output per item, same order. Loads a stored model on first use; Loading when that takes longer than
-        LOAD_WAIT_S (it goes on loading)."""
+        """One output per item, same order. deadline_s: seconds from now after which nobody wants the answer.
+        Loads a stored model on first use; Loading when that takes longer than LOAD_WAIT_S (it goes on loading)."""
         try:
             loaded = await self._loaded(ref, task, device, precision)
         except NodeError as exc:
             loaded = await self._mocked(exc, task, allow_mock)
-        done = await self._registry.infer(loaded, items, options, task=task)
+        done = await self._registry.infer(loaded, items, options, task=task, deadline_s=deadline_s)
         return replace(done, model=replace(done.model, notes=loaded.notes)) if loaded.implementation == "MOCK" else done
 
     async def embed(
@@ -209,13 +210,16 @@ class Serving:
         dimensions: int | None = None,
         normalize: bool | None = None,
         truncate: bool = True,
+        deadline_s: float | None = None,
     ) -> Embeddings:
         """The same for text embeddings."""
         try:
             loaded = await self._loaded(ref, "embedding", "auto", None)
         except NodeError as exc:
             loaded = await self._mocked(exc, "embedding", allowed=False)
-        return await self._registry.embed(loaded, inputs, dimensions=dimensions, normalize=normalize, truncate=truncate)
+        return await self._registry.embed(
+            loaded, inputs, dimensions=dimensions, normalize=normalize, truncate=truncate, deadline_s=deadline_s
+        )
 
     async def _loaded(self, ref: str, task: str | None, device: str, precision: str | None) -> LoadedModel:
         """What is loaded and fits; else it is loaded now."""

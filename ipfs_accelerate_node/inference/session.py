@@ -21,11 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ipfs_accelerate_node.errors import NodeError
+from ipfs_accelerate_node.inference.batching import Passes, Piece
 from ipfs_accelerate_node.inference.model import Item, Options, Output
 
 Array = NDArray[Any]
@@ -49,7 +51,13 @@ class Decoder(Protocol):
 
 
 class Engine(Protocol):
-    """One model's weights on one device. Every method blocks; main thread of the worker only."""
+    """One model's weights on one device. Every method blocks; main thread of the worker only.
+
+    An engine may also say what it does well in one pass, where that is not what ``Passes`` has: ``batch_tokens``,
+    ``batch_rows``, ``pass_tokens`` (what a pass costs beside its tokens, in tokens), ``length_step``; ``ahead``: the
+    next batch is made up while it computes; and ``packed``: it has
+    ``run_packed(graph, ids (total,) int64, lengths (rows,) int32, types (total,) or None)`` for graph ``vectors``.
+    """
 
     device: str  # as read back: "cpu", "cuda:0", "openvino:CPU"
     engine: str  # "torch" or "openvino"
@@ -90,6 +98,68 @@ class Processing(Protocol):
     def example(self, number: int) -> Item:
         """A sample input of this task, the same for the same number everywhere."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One row and what was asked of it. index: of its item."""
+
+    piece: Piece[Any]
+    index: int
+    item: Item
+    options: Options
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What one pass is fed with; see ``Engine``."""
+
+    graph: str
+    arrays: Mapping[str, Array]
+    packed: bool = False
+
+    def run(self, engine: Engine) -> Mapping[str, Array]:
+        if self.packed:
+            found: Mapping[str, Array] = engine.run_packed(self.graph, **self.arrays)  # type: ignore[attr-defined]
+            return found
+        return engine.run(self.graph, self.arrays)
+
+
+@runtime_checkable
+class Rowwise(Processing, Protocol):
+    """A processing whose items are rows of their own, so that those of several requests go through together."""
+
+    def takes(self, items: Sequence[Item]) -> bool:
+        """Is this request one of rows? Else it is computed by itself, by ``infer``."""
+        ...
+
+    def passes(self, engine: Passes) -> Passes:
+        """What the engine does well, or less where this task's outputs are large."""
+        ...
+
+    def prepare(self, items: Sequence[Item], options: Options) -> list[Piece[Any]]:
+        """One piece per item, in their order; in the thread that tokenizes. Raises InvalidInput, PayloadTooLarge."""
+        ...
+
+    def feed(self, pieces: Sequence[Piece[Any]], passes: Passes) -> Feed:
+        """Arrays of pieces of one lane; in any thread."""
+        ...
+
+    def outputs(self, found: Mapping[str, Array], rows: Sequence[Asked]) -> list[Output | NodeError]:
+        """One for each of the rows of a pass, in their order; an error is that row's alone."""
+        ...
+
+
+def passes_of(engine: Engine) -> Passes:
+    """What an engine says of itself; see ``Engine``."""
+    usual = Passes()
+    return Passes(
+        tokens=getattr(engine, "batch_tokens", usual.tokens),
+        rows=getattr(engine, "batch_rows", usual.rows),
+        overhead=getattr(engine, "pass_tokens", usual.overhead),
+        step=getattr(engine, "length_step", usual.step),
+        packed=getattr(engine, "packed", usual.packed),
+    )
 
 
 @dataclass(frozen=True, slots=True)

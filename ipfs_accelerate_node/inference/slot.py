@@ -1,8 +1,7 @@
-"""One loaded model: its queue, its state, and the task that owns its worker process.
+"""One loaded model: its state, the task that owns its worker process, and the desk where its requests are answered.
 
-Only ``Slot.run`` talks to the worker. Callers put a job into the queue and wait for its future; a caller who goes away
-takes the job along, or has the worker drop it between two passes. The worker's end costs the job it was at; the ones
-still queued wait for its successor, unless that keeps ending too.
+``Slot.run`` starts and ends the worker; what is asked of it goes over the desk. The worker's end costs the jobs it was
+at; the others wait for its successor, unless that keeps ending too.
 """
 
 from __future__ import annotations
@@ -11,20 +10,18 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
-from ipfs_accelerate_node.errors import NodeError, NotFound, Overloaded, Unavailable
+from ipfs_accelerate_node.errors import NodeError, NotFound, Unavailable
+from ipfs_accelerate_node.inference.desk import Desk
 from ipfs_accelerate_node.inference.jobs import Answer, Job
-from ipfs_accelerate_node.inference.model import Candidate, LoadedModel, ModelSpec, State
+from ipfs_accelerate_node.inference.model import Candidate, LoadedModel, ModelSpec, ModelStats, State
 from ipfs_accelerate_node.inference.placing import Placed, Wanted
 from ipfs_accelerate_node.inference.process import WorkerGone, WorkerProcess
 
 log = logging.getLogger(__name__)
 
-MAX_QUEUED = 512
-MAX_QUEUED_SIZE = 64 << 20  # characters, token ids or bytes, of all queued jobs together
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 
 Place = Callable[[ModelSpec, Wanted, Callable[[State], None]], Awaitable[Placed]]
@@ -33,12 +30,15 @@ Place = Callable[[ModelSpec, Wanted, Callable[[State], None]], Awaitable[Placed]
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Seconds. silence: without a sign of life from the worker. drain: for queued jobs when the model is unloaded.
-    steady: a worker that lived so long was not part of a series of crashes."""
+    steady: a worker that lived so long was not part of a series of crashes. wait: a request that would wait longer is
+    refused. share_identical: identical requests share one computation."""
 
     load_timeout_s: float
     silence_s: float
     drain_timeout_s: float
     steady_s: float
+    wait_s: float = 2.0
+    share_identical: bool = True
 
 
 class Slot:
@@ -62,11 +62,11 @@ class Slot:
         self.state: State = "loading"
         self.keep_alive_s = keep_alive_s
         self.pinned = pinned
-        self.last_used = time.monotonic()
         self._place = place
         self._limits = limits
-        self._queue: deque[Job] = deque()
-        self._current: Job | None = None
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._desk = Desk(wait_s=limits.wait_s, share=limits.share_identical, quiet=self._quiet)
         self._placing: asyncio.Future[Placed] | None = None
         self._placed: Placed | None = None  # the last one; its worker may have ended
         self._worker: WorkerProcess | None = None
@@ -74,8 +74,6 @@ class Slot:
         self._choice: tuple[Candidate, ...] = ()
         self._error: NodeError | None = None  # why there is no worker, while there is none
         self._changed = asyncio.Condition()
-        self._wake = asyncio.Event()
-        self._closing = False
 
     def snapshot(self) -> LoadedModel:
         loaded, worker = self._placed.loaded if self._placed else None, self._worker
@@ -180,28 +178,34 @@ class Slot:
         return self.snapshot()
 
     async def ask(self, job: Job) -> Answer:
-        """Queue a job and wait for its answer. Raises Overloaded: the queue is full; Unavailable: the worker ended
-        while it was at this job; what the worker answered with."""
+        """The answer to a job; see ``Desk.ask``. Raises NotFound: it is being unloaded; Unavailable: its worker keeps
+        ending, and is not tried again yet."""
         if self._closing:
             raise self._unloaded()
-        if len(self._queue) >= MAX_QUEUED or sum(queued.size for queued in self._queue) > MAX_QUEUED_SIZE:
-            raise Overloaded(f"{len(self._queue)} requests are waiting for {self.spec.root}", retry_after_s=1.0)
-        self._queue.append(job)
-        self.last_used = time.monotonic()
-        self._wake.set()
-        try:
-            return await job.done
-        except asyncio.CancelledError:
-            if job is self._current and self._worker is not None:
-                self._worker.cancel(job.number)
-            elif job in self._queue:
-                self._queue.remove(job)
-            raise
+        if self._error is not None:
+            raise self._error
+        return await self._desk.ask(job)
 
     @property
     def waiting(self) -> int:
         """Jobs queued or computed."""
-        return len(self._queue) + (self._current is not None)
+        return self._desk.waiting
+
+    @property
+    def last_used(self) -> float:
+        return self._desk.last_used
+
+    def stats(self) -> ModelStats:
+        desk, known = self._desk, self.snapshot()
+        return ModelStats(
+            model=known.id, root=known.root, task=known.task, waiting=desk.queued, flying=desk.flying,
+            waiting_tokens=desk.tokens, tokens_per_s=desk.tokens_per_s, **asdict(desk.counts),
+        )  # fmt: skip
+
+    def _quiet(self) -> None:
+        """Nothing waits any more, or nothing works any more."""
+        if self._closing or self._desk.lost is not None:
+            self._wake.set()
 
     def keep(self, *, keep_alive_s: float | None, pinned: bool | None) -> None:
         """Change how long it stays; None leaves it as it is."""
@@ -215,7 +219,7 @@ class Slot:
         """Take no more jobs; with ``drain`` those that wait are still computed. ``run`` returns soon after."""
         self._closing = True
         if not drain:
-            self._refuse_queued(self._unloaded())
+            self._desk.refuse(self._unloaded())
             if self._placing is not None:
                 self._placing.cancel()
             if self._worker is not None:
@@ -234,6 +238,7 @@ class Slot:
                     await self._serve()
                     return
                 except WorkerGone as exc:
+                    self._desk.detach(exc, self._unloaded() if self._closing else None)
                     if self._closing:
                         return
                     crashes = 0 if time.monotonic() - began > self._limits.steady_s else crashes
@@ -248,7 +253,8 @@ class Slot:
             self._error = exc
         finally:
             self._closing = True
-            self._refuse_queued(self._error or self._unloaded())
+            self._desk.detach(None, self._error or self._unloaded())
+            self._desk.refuse(self._error or self._unloaded())
             await self._become("absent")
 
     async def _load(self) -> None:
@@ -269,7 +275,7 @@ class Slot:
         self._worker, self._placed, self._error = placed.worker, placed, None
         self._choice = placed.choice or self._choice
         self._load_s = time.monotonic() - began
-        self.last_used = time.monotonic()
+        self._desk.last_used = time.monotonic()
         loaded = placed.loaded
         log.info(
             "load.done root=%s task=%s device=%s precision=%s pid=%d s=%.2f",
@@ -282,47 +288,29 @@ class Slot:
             self.state = state
 
     async def _serve(self) -> None:
-        """Job after job until the model is to be unloaded, or was idle for too long. Raises WorkerGone."""
+        """Until the model is to be unloaded, or was idle for too long. Raises WorkerGone."""
         assert self._worker is not None
-        worker = self._worker
-        worker.when_ended(self._wake.set)
+        worker, desk, loop = self._worker, self._desk, asyncio.get_running_loop()
+        worker.serve(desk.receive, self._wake.set)
+        desk.attach(worker)
+        silence_s = self._limits.silence_s
         while True:
-            while self._queue:
-                await self._compute(worker, self._queue.popleft())
-            if self._closing:
-                return
             if not worker.alive:
-                raise WorkerGone(f"worker {worker.pid} ended while it was idle")
-            left_s = math.inf if self.pinned else self.last_used + self.keep_alive_s - time.monotonic()
-            if left_s <= 0:
+                raise await worker.verdict()
+            if desk.lost is not None:
+                raise WorkerGone(str(desk.lost))
+            if self._closing and not desk.waiting:
+                return
+            left_s = keep_s = math.inf if self.pinned or self._closing else self.keep_alive_s
+            if not desk.waiting and (left_s := desk.last_used + keep_s - time.monotonic()) <= 0:
                 log.info("unload.idle root=%s idle_s=%.0f", self.spec.root, self.keep_alive_s)
                 await self.close(drain=True)
                 continue
+            silent_s = loop.time() - worker.heard if desk.flying else 0.0
+            if silent_s >= silence_s:
+                raise await worker.hung(silence_s)
             self._wake.clear()
-            await _woken(self._wake, left_s)
-
-    async def _compute(self, worker: WorkerProcess, job: Job) -> None:
-        if job.done.done():
-            return
-        self._current = job
-        try:
-            reply, payload = await worker.ask(job.request, silence_s=self._limits.silence_s)
-            if not job.answered_by(reply, payload):
-                raise WorkerGone(f"worker {worker.pid} answered something else")
-        except WorkerGone as exc:
-            crashed = Unavailable(str(exc), code="worker_crashed", retry_after_s=1.0)
-            job.fail(self._unloaded() if self._closing else crashed)
-            raise
-        except NodeError as exc:
-            job.fail(exc)
-            if exc.code == "device_lost":  # nothing works in that process any more: CUDA does not come back in it
-                raise WorkerGone(str(exc)) from exc
-        else:
-            if not job.done.done():
-                job.done.set_result((reply, payload))
-        finally:
-            self._current = None
-            self.last_used = time.monotonic()
+            await _woken(self._wake, min(left_s, silence_s - silent_s))
 
     async def _pause(self, reason: str, crashes: int) -> None:
         """Between a crash and the next try: none after the first, then longer and longer; nobody is kept waiting."""
@@ -332,24 +320,20 @@ class Slot:
         if not pause_s or self._closing:
             return
         self._error = Unavailable(f"{reason}; it is started again", code="worker_crashed", retry_after_s=pause_s)
-        self._refuse_queued(self._error)
+        self._desk.refuse(self._error)
         await self._become("loading")
         until = time.monotonic() + pause_s
         while not self._closing and (left_s := until - time.monotonic()) > 0:
             self._wake.clear()
             if not await _woken(self._wake, left_s):
                 break
-            self._refuse_queued(self._error)
+            self._desk.refuse(self._error)
         self._error = None
 
     async def _dismiss(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.stop()
-
-    def _refuse_queued(self, error: NodeError) -> None:
-        while self._queue:
-            self._queue.popleft().fail(error)
 
     async def _become(self, state: State) -> None:
         async with self._changed:

@@ -1,29 +1,27 @@
-"""What daemon and worker say to each other, and how it is framed.
+"""What daemon and worker say to each other; ``frames`` says how it is framed.
 
-A frame: 4 bytes length of the header, 8 bytes length of the payload (both little-endian), header (MessagePack of one of
-the structs below), payload (raw bytes). Both ends bound what they accept: a worker parses strangers' files and is
-trusted with nothing but its own answers.
+What is asked under a job's number may be asked while other jobs are computed, and is answered when it is done; the rest
+is asked one after the other. Times are those of the monotonic clock, which all processes of a machine share.
 """
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import struct
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from ipfs_accelerate_node import errors
 from ipfs_accelerate_node.errors import NodeError, Unavailable
-from ipfs_accelerate_node.inference.model import Entities, Fills, Generated, Item, Options, Output, Scores, Vector
-
-_LENGTHS = struct.Struct("<IQ")
-MAX_HEADER_BYTES = 256 << 20
-MAX_PAYLOAD_BYTES = 1 << 30
+from ipfs_accelerate_node.inference.model import (
+    NO_TIME,
+    Entities,
+    Fills,
+    Generated,
+    Item,
+    Options,
+    Scores,
+    Timing,
+)
 
 
 class Inspect(msgspec.Struct, tag=True, frozen=True):
@@ -43,12 +41,18 @@ class Load(msgspec.Struct, tag=True, frozen=True):
     artefact: str | None = None
 
 
-class Infer(msgspec.Struct, tag=True, frozen=True):
-    """Answered by Progress for each pass, then Outputs, Failure or Dropped."""
+class Infer(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
+    """Answered by Outputs, Failure or Dropped, alone or within Answers; with ``stream`` by Deltas before that.
+
+    since: when it was accepted. expires: when nobody waits for it any more; None: never.
+    """
 
     job: int
     items: list[Item]
     options: Options
+    since: float = 0.0
+    expires: float | None = None
+    stream: bool = False
 
 
 class Primary(msgspec.Struct, tag=True, frozen=True):
@@ -91,10 +95,34 @@ class Imports(msgspec.Struct, tag=True, frozen=True):
 Phase = Literal["loading", "warming", "computing"]
 
 
+class Work(msgspec.Struct, frozen=True, array_like=True):
+    """What was done since it was told last, and what stands there now.
+
+    passes, rows, tokens: real ones that went through the model; padded: tokens with their padding. compute_s: of the
+    device; tokenize_s: of the tokenizer. dropped, expired: jobs. last_*: of the last pass. waiting_*: tokenized, not
+    computed.
+    """
+
+    passes: int = 0
+    rows: int = 0
+    tokens: int = 0
+    padded: int = 0
+    compute_s: float = 0.0
+    tokenize_s: float = 0.0
+    dropped: int = 0
+    expired: int = 0
+    last_rows: int = 0
+    last_tokens: int = 0
+    last_padded: int = 0
+    waiting_rows: int = 0
+    waiting_tokens: int = 0
+
+
 class Progress(msgspec.Struct, tag=True, frozen=True):
     """A sign of life: what the worker is at."""
 
     phase: Phase
+    work: Work | None = None
 
 
 class Described(msgspec.Struct, tag=True, frozen=True):
@@ -107,7 +135,7 @@ class Described(msgspec.Struct, tag=True, frozen=True):
 
 class Loaded(msgspec.Struct, tag=True, frozen=True):
     """device, engine, precision: as read back. width: of its vectors, 0 where it gives none. device_bytes: of a
-    device's own memory."""
+    device's own memory. rowwise: jobs share passes."""
 
     device: str
     engine: Literal["torch", "openvino"]
@@ -123,6 +151,7 @@ class Loaded(msgspec.Struct, tag=True, frozen=True):
     notes: tuple[str, ...]
     versions: dict[str, str]
     device_bytes: int
+    rowwise: bool = False
 
 
 class VectorHead(msgspec.Struct, tag=True, frozen=True):
@@ -141,6 +170,18 @@ class Outputs(msgspec.Struct, tag=True, frozen=True):
 
     job: int
     heads: list[Head]
+    timing: Timing = NO_TIME
+
+
+class Delta(msgspec.Struct, tag=True, frozen=True):
+    """What was added to the answer for item ``index``. text: whole characters only, and nothing that might yet turn out
+    to be the beginning of a stop text. finish: with the last one of an item."""
+
+    job: int
+    index: int
+    text: str
+    ids: tuple[int, ...] = ()
+    finish: Literal["stop", "length"] | None = None
 
 
 class Array(msgspec.Struct, tag=True, frozen=True):
@@ -162,7 +203,10 @@ class Timings(msgspec.Struct, tag=True, frozen=True):
 
 
 class Dropped(msgspec.Struct, tag=True, frozen=True):
+    """Nobody waits for it, or nobody does any more because it is too late (expired)."""
+
     job: int
+    expired: bool = False
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -195,11 +239,12 @@ class Failure(msgspec.Struct, tag=True, frozen=True):
     message: str
     detail: dict[str, Any]
     retry_after_s: float | None = None
+    job: int | None = None
 
     @classmethod
-    def of(cls, error: NodeError) -> Failure:
+    def of(cls, error: NodeError, job: int | None = None) -> Failure:
         detail = {k: v if isinstance(v, str | int | float | list) else str(v) for k, v in error.detail.items()}
-        return cls(type(error).__name__, error.code, str(error), detail, error.retry_after_s)
+        return cls(type(error).__name__, error.code, str(error), detail, error.retry_after_s, job)
 
     def error(self) -> NodeError:
         """The error again, of its own class where that takes no further arguments."""
@@ -217,87 +262,16 @@ class Failure(msgspec.Struct, tag=True, frozen=True):
         return raised
 
 
+class Answers(msgspec.Struct, tag=True, frozen=True):
+    """All jobs that one pass completed; the payload holds their numbers, one job's after the other's."""
+
+    answers: list[Outputs | Failure | Dropped]
+    work: Work
+
+
 Request = Inspect | Load | Infer | Primary | Examples | Calibrate | Cancel | Devices | Imports
-Reply = Progress | Described | Loaded | Outputs | Array | Samples | Timings | Dropped | DeviceList | Imported | Failure
-
-_encoder = msgspec.msgpack.Encoder()
-_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
-_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
-
-
-class WireError(Exception):
-    """The other side sent what is no frame, or no answer."""
-
-
-def pack_outputs(job: int, outputs: Sequence[Output]) -> tuple[Outputs, bytes]:
-    heads: list[Head] = []
-    numbers: list[NDArray[np.float32]] = []
-    for output in outputs:
-        if isinstance(output, Vector):
-            numbers.append(np.ascontiguousarray(output.values, dtype="<f4"))
-            heads.append(VectorHead(output.values.size, output.tokens_in, output.truncated))
-        else:
-            heads.append(output)
-    return Outputs(job, heads), b"".join(array.data for array in numbers)
-
-
-def unpack_outputs(reply: Outputs, payload: bytes) -> list[Output]:
-    """The outputs again; vectors are views of the payload. Raises WireError: the payload is not all of them."""
-    numbers = np.frombuffer(payload, dtype="<f4") if len(payload) % 4 == 0 else None
-    outputs: list[Output] = []
-    reached = 0
-    for head in reply.heads:
-        if not isinstance(head, VectorHead):
-            outputs.append(head)
-            continue
-        until = reached + head.width
-        if numbers is None or head.width < 1 or until > len(numbers):
-            raise WireError(f"{len(payload)} bytes of vectors, announced were more")
-        outputs.append(Vector(numbers[reached:until], head.tokens_in, head.truncated))
-        reached = until
-    if reached * 4 != len(payload):
-        raise WireError(f"{len(payload)} bytes of vectors, announced were {reached * 4}")
-    return outputs
-
-
-def frame(message: Request | Reply, payload: bytes = b"") -> bytes:
-    header = _encoder.encode(message)
-    return _LENGTHS.pack(len(header), len(payload)) + header + payload
-
-
-def _lengths(prefix: bytes) -> tuple[int, int]:
-    header, payload = _LENGTHS.unpack(prefix)
-    if header > MAX_HEADER_BYTES or payload > MAX_PAYLOAD_BYTES:
-        raise WireError(f"a frame of {header} + {payload} bytes")
-    return header, payload
-
-
-async def read_reply(reader: asyncio.StreamReader) -> tuple[Reply, bytes]:
-    """The next reply and its payload. Raises asyncio.IncompleteReadError at the end, WireError for nonsense."""
-    header, payload = _lengths(await reader.readexactly(_LENGTHS.size))
-    text = await reader.readexactly(header)
-    try:
-        return _replies.decode(text), await reader.readexactly(payload)
-    except msgspec.DecodeError as exc:
-        raise WireError(str(exc)) from exc
-
-
-def read_request(connection: socket.socket) -> Request | None:
-    """The next request, blocking; None when the daemon has hung up."""
-    prefix = _receive(connection, _LENGTHS.size)
-    if prefix is None:
-        return None
-    header, payload = _lengths(prefix)
-    text = _receive(connection, header + payload)
-    return None if text is None else _requests.decode(text[:header])
-
-
-def _receive(connection: socket.socket, length: int) -> bytes | None:
-    buffer = bytearray(length)
-    view, reached = memoryview(buffer), 0
-    while reached < length:
-        count = connection.recv_into(view[reached:])
-        if count == 0:
-            return None
-        reached += count
-    return bytes(buffer)
+Reply = (
+    Progress | Described | Loaded | Outputs | Delta | Array | Samples | Timings | Dropped | DeviceList | Imported
+    | Failure | Answers
+)  # fmt: skip
+Payload = bytes | memoryview

@@ -1,9 +1,9 @@
-"""The process that holds one model: ``python -m ipfs_accelerate_node.inference.worker FD PARENT_PID THREADS KIND``.
+"""The process that holds one model: ``python -m ipfs_accelerate_node.inference.worker FD PARENT THREADS KIND PAGE``.
 
 Two kinds from one tree of modules: ``torch`` imports torch at once, so that a model finds it there; ``openvino`` starts
-in a fraction of that time and refuses to import torch at all, whoever asks. The main thread does one thing after
-another; a second thread only reads, so that a hung-up daemon ends the process in the middle of a computation, and a
-cancelled job is dropped between two passes. It opens no connection.
+in a fraction of that time and refuses to import torch at all, whoever asks. The main thread is the device's: it does
+one thing after another. A second one reads, so that a hung-up daemon ends the process in the middle of a computation,
+and a cancelled job is dropped between two passes; a third one tokenizes (``intake``). It opens no connection.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import os
-import queue
 import resource
 import signal
 import socket
@@ -23,70 +22,86 @@ from pathlib import Path
 
 import numpy as np
 
-from ipfs_accelerate_node.errors import (
-    DeviceUnavailable,
-    InferenceFailed,
-    InvalidInput,
-    ModelUnsupported,
-    NodeError,
-    Unavailable,
-)
-from ipfs_accelerate_node.inference import devices, wire
+from ipfs_accelerate_node.errors import DeviceUnavailable, NodeError, Unavailable
+from ipfs_accelerate_node.inference import devices, frames, wire
+from ipfs_accelerate_node.inference.blame import Blame
 from ipfs_accelerate_node.inference.devices import Kind
-from ipfs_accelerate_node.inference.model import Options
+from ipfs_accelerate_node.inference.edge import Cancelled, attempt
+from ipfs_accelerate_node.inference.intake import Intake, Ready
+from ipfs_accelerate_node.inference.model import Options, Timing
 from ipfs_accelerate_node.inference.session import Session
 
 PR_SET_PDEATHSIG = 1
 SIGN_OF_LIFE_S = 0.5  # Progress is sent at most so often
+SWITCH_S = 0.0005  # a thread that wants to go on, back from a pass, waits at most so long for another one
 MAX_EXAMPLES = 4096
 MIN_TIMINGS, MAX_TIMINGS = 3, 50
 HEAVY = frozenset({"torch", "transformers", "nncf"})  # what an OpenVINO worker never imports
 
 
-class _Cancelled(Exception):
-    pass
-
-
 class Worker:
-    def __init__(self, connection: socket.socket, kind: Kind, threads: int) -> None:
+    def __init__(self, connection: socket.socket, kind: Kind, threads: int, blame: Blame) -> None:
         self._connection = connection
         self._kind = kind
         self._threads = threads
-        self._requests: queue.SimpleQueue[wire.Request] = queue.SimpleQueue()
-        self._cancelled: set[int] = set()
+        self._sending = threading.Lock()
         self._session: Session | None = None
         self._last_sign = 0.0
+        self._alone: int | None = None  # the job that is computed by itself
+        self._blame = blame
+        self.intake = Intake(self._send, blame.tokenizing)
         self.lack: NodeError | None = None  # why this process can do nothing
 
     def read(self) -> None:
-        """Second thread: requests into the queue, cancelled jobs into their set; at the end of all the process ends."""
+        """The reader's thread: requests go to the intake; at the end of all the process ends."""
         try:
-            while (request := wire.read_request(self._connection)) is not None:
+            while (request := frames.read_request(self._connection)) is not None:
                 if isinstance(request, wire.Cancel):
-                    self._cancelled.add(request.job)
+                    self.intake.cancel(request.job)
                 else:
-                    self._requests.put(request)
+                    self.intake.put(request)
         finally:
             os._exit(0)
 
     def run(self) -> None:
-        """Main thread: answer one request after another, for ever."""
+        """Main thread, the device's: one turn after another, for ever."""
         while True:
-            request = self._requests.get()
-            try:
-                self._send(*self._answer(request))
-            except NodeError as exc:
-                self._send(wire.Failure.of(exc))
-            except _Cancelled:
-                assert isinstance(request, wire.Infer | wire.Primary)
-                self._send(wire.Dropped(request.job))
-            except MemoryError as exc:
-                self._send(wire.Failure.of(_out_of_memory(exc)))
-            except Exception as exc:  # batch edge: the libraries' errors end here, as ours
-                self._send(wire.Failure.of(_translated(request, exc)))
+            turn = self.intake.next()
+            if isinstance(turn, Ready):
+                self._pass(turn)
+            else:
+                self._by_itself(turn)
+
+    def _pass(self, ready: Ready) -> None:
+        at_it = [] if self._alone is None else [self._alone]
+        self._blame.computing([*at_it, *ready.jobs])
+        answers, payload = self.intake.compute(ready, self._held)
+        self._blame.computing(at_it)
+        if answers.answers:
+            self._last_sign = time.monotonic()
+            self._send(answers, payload)
+        elif time.monotonic() - self._last_sign > SIGN_OF_LIFE_S:
+            self._last_sign = time.monotonic()
+            self._send(wire.Progress("computing", answers.work))
+
+    def _by_itself(self, request: wire.Request) -> None:
+        self._alone = job = getattr(request, "job", None)
+        self._blame.computing([] if job is None else [job])
+        try:
+            found = attempt(lambda: self._answer(request), loading=isinstance(request, wire.Load | wire.Inspect))
+            reply, payload = (wire.Failure.of(found, job), b"") if isinstance(found, NodeError) else found
+        except Cancelled:
+            assert job is not None
+            reply, payload = wire.Dropped(job), b""
+        self._alone = None
+        self._blame.computing([])
+        self.intake.done()
+        self._send(reply, payload)
 
     def _send(self, reply: wire.Reply, payload: bytes = b"") -> None:
-        self._connection.sendall(wire.frame(reply, payload))
+        data = frames.frame(reply, payload)
+        with self._sending:
+            self._connection.sendall(data)
 
     def _progress(self, phase: wire.Phase) -> None:
         now = time.monotonic()
@@ -125,6 +140,7 @@ class Worker:
                 return opening.describe(Path(request.path))
             case wire.Load():
                 self._session, loaded = opening.open_session(request, self._kind, self._threads, self._progress)
+                self.intake.open(self._session)
                 return loaded
             case wire.Devices():
                 return devices.torch_devices() if self._kind == "torch" else devices.openvino_devices()
@@ -136,19 +152,25 @@ class Worker:
         return self._session
 
     def _between(self, job: int) -> None:
-        """Called between passes: the place where a job nobody waits for ends."""
-        if job in self._cancelled:
-            self._cancelled.discard(job)
-            raise _Cancelled
+        """Called between passes of a job that is computed by itself: where it ends when nobody waits for it, and where
+        a batch of others goes through."""
+        self.intake.check(job)
         self._progress("computing")
+        if (ready := self.intake.rows()) is not None:
+            self._pass(ready)
 
     def _infer(self, request: wire.Infer) -> tuple[wire.Reply, bytes]:
+        began = time.monotonic()
+        if request.expires is not None and request.expires <= began:
+            return wire.Dropped(request.job, expired=True), b""
+
         def between() -> None:
             self._between(request.job)
 
         between()
         outputs = self._held.infer(request.items, request.options, between)
-        return wire.pack_outputs(request.job, outputs)
+        timing = Timing(max(0.0, began - (request.since or began)), 0.0, time.monotonic() - began)
+        return frames.pack_outputs(request.job, outputs, timing)
 
     def _calibrate(self, request: wire.Calibrate) -> wire.Timings:
         """One pass that does not count, then as many as the time allows."""
@@ -164,22 +186,6 @@ class Worker:
             if len(samples) > 1 and time.monotonic() > until + request.seconds:
                 break
         return wire.Timings(samples[1:])
-
-
-def _out_of_memory(exc: BaseException) -> Unavailable:
-    return Unavailable(f"not enough memory: {str(exc)[:200]}", code="out_of_memory", retry_after_s=5.0)
-
-
-def _translated(request: wire.Request, exc: Exception) -> NodeError:
-    """A library's error as one of ours, by what was asked for."""
-    said = f"{type(exc).__name__}: {str(exc).strip()[:300]}"
-    if "allocate memory" in str(exc) or "out of memory" in str(exc):
-        return _out_of_memory(exc)
-    if isinstance(request, wire.Load | wire.Inspect):
-        return ModelUnsupported(f"the model cannot be loaded: {said}", code="bad_config")
-    if isinstance(exc, UnicodeError):
-        return InvalidInput(f"a text is not valid Unicode: {said}", param="input")
-    return InferenceFailed(f"the model failed: {said}")
 
 
 def die_with(parent: int) -> None:
@@ -204,13 +210,15 @@ class NoTorch(MetaPathFinder):
 
 
 def main(arguments: list[str]) -> None:
-    descriptor, parent, threads = (int(argument) for argument in arguments[:3])
+    descriptor, parent, threads, page = (int(argument) for argument in (*arguments[:3], arguments[4]))
     kind: Kind = "openvino" if arguments[3] == "openvino" else "torch"
     die_with(parent)
     limit_files()
     faulthandler.enable()
-    worker = Worker(socket.socket(fileno=descriptor), kind, threads)
+    worker = Worker(socket.socket(fileno=descriptor), kind, threads, Blame(page))
+    sys.setswitchinterval(SWITCH_S)
     threading.Thread(target=worker.read, name="read requests", daemon=True).start()
+    threading.Thread(target=worker.intake.tokenize, name="tokenize", daemon=True).start()
     try:
         _set_up(kind, threads)
     except ImportError as exc:

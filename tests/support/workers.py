@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,30 @@ async def ended(pid: int) -> None:
     await end.wait()
     loop.remove_reader(descriptor)
     os.close(descriptor)
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Returns when it is, after letting everybody else have their turn again and again."""
+    passed = asyncio.get_running_loop().create_future()
+
+    def look() -> None:
+        if passed.done():
+            return
+        if true():
+            passed.set_result(None)
+        else:
+            asyncio.get_running_loop().call_later(0.002, look)
+
+    look()
+    await passed
+
+
+async def at_work(registry: Registry, name: str) -> frozenset[int]:
+    """Returns the jobs that the model's worker is at, as soon as it is at any."""
+    desk = registry._slots.named(name)[0]._desk
+    await until(lambda: desk._worker is not None and desk._worker.struck())
+    assert desk._worker is not None
+    return desk._worker.struck()
 
 
 def gone(pid: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from ipfs_accelerate_node.errors import ModelUnsupported
 from ipfs_accelerate_node.inference import families
@@ -107,7 +108,7 @@ def _rerank(files: ModelFiles) -> TextClassification:
 
 
 def _token_classification(files: ModelFiles) -> TokenClassification:
-    return TokenClassification(_text_graph(files, "logits"), files.labels)
+    return TokenClassification(replace(_text_graph(files, "logits"), spans=True), files.labels)
 
 
 def _fill_mask(files: ModelFiles) -> FillMask:

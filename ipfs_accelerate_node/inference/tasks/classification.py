@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ipfs_accelerate_node.errors import NodeError
+from ipfs_accelerate_node.inference.batching import Passes, Piece
 from ipfs_accelerate_node.inference.model import Ids, Item, Options, Output, Pair, Score, Scores, Text
-from ipfs_accelerate_node.inference.session import Engine
+from ipfs_accelerate_node.inference.session import Array, Asked, Engine, Feed
 from ipfs_accelerate_node.inference.strict_json import JsonObject
 from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options
-from ipfs_accelerate_node.inference.tasks.numbers import check_finite, sigmoid, softmax
+from ipfs_accelerate_node.inference.tasks.numbers import finite_rows, not_finite, sigmoid, softmax
+from ipfs_accelerate_node.inference.tasks.rows import infer_rows
 from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph
+from ipfs_accelerate_node.inference.tasks.texts import Row
 
 Meaning = Literal["one of", "any of", "amount"]
 
@@ -60,15 +64,30 @@ class TextClassification:
     def infer(
         self, engine: Engine, items: Sequence[Item], options: Options, between: Callable[[], None]
     ) -> list[Output]:
-        rows = self.graph.rows(items, options)
-        found: dict[int, Output] = {}
-        for batch, outputs in self.graph.passes(engine, rows, between):
-            logits = outputs["logits"]
-            check_finite(logits, batch)
-            for at, index in enumerate(batch):
-                scores = scored(logits[at], self.labels, self.meaning, top_k=options.top_k, raw=options.raw_scores)
-                found[index] = Scores(scores, len(rows[index].ids), rows[index].truncated)
-        return [found[index] for index in range(len(items))]
+        return infer_rows(self, engine, items, options, between)
+
+    def takes(self, items: Sequence[Item]) -> bool:
+        return True
+
+    def passes(self, engine: Passes) -> Passes:
+        return replace(engine, packed=False)
+
+    def prepare(self, items: Sequence[Item], options: Options) -> list[Piece[Row]]:
+        return self.graph.pieces(items, options)
+
+    def feed(self, pieces: Sequence[Piece[Row]], passes: Passes) -> Feed:
+        return self.graph.feed(pieces, passes)
+
+    def outputs(self, found: Mapping[str, Array], rows: Sequence[Asked]) -> list[Output | NodeError]:
+        return [
+            self._scores(logits, row) if finite else not_finite(row.index)
+            for logits, finite, row in zip(found["logits"], finite_rows(found["logits"]), rows, strict=True)
+        ]
+
+    def _scores(self, logits: NDArray[np.float32], row: Asked) -> Scores:
+        options, tokens = row.options, row.piece.content
+        scores = scored(logits, self.labels, self.meaning, top_k=options.top_k, raw=options.raw_scores)
+        return Scores(scores, len(tokens.ids), tokens.truncated)
 
     def primary(self, engine: Engine, item: Item) -> NDArray[np.float32]:
         (row,) = self.graph.rows([item], Options())

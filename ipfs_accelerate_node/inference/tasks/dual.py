@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ipfs_accelerate_node.errors import InvalidInput, NodeError
+from ipfs_accelerate_node.inference.batching import Passes, Piece
 from ipfs_accelerate_node.inference.model import Ids, Image, ImageChoice, Item, Options, Output, Scores, Text, Vector
-from ipfs_accelerate_node.inference.session import Engine
+from ipfs_accelerate_node.inference.session import Array, Asked, Engine, Feed
 from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options
 from ipfs_accelerate_node.inference.tasks.classification import Meaning, scored
 from ipfs_accelerate_node.inference.tasks.embedding import cut
-from ipfs_accelerate_node.inference.tasks.numbers import check_finite, unit
-from ipfs_accelerate_node.inference.tasks.picture_graphs import PictureGraph
+from ipfs_accelerate_node.inference.tasks.numbers import check_finite, finite_rows, not_finite, unit
+from ipfs_accelerate_node.inference.tasks.picture_graphs import TOGETHER, PictureGraph
 from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph
 from ipfs_accelerate_node.inference.tasks.texts import Row
 
@@ -50,6 +53,38 @@ class DualEmbedding:
             check_finite(vectors, batch)
             found.update((index, Vector(vectors[at])) for at, index in enumerate(batch))
         return [found[index] for index in range(len(items))]
+
+    def takes(self, items: Sequence[Item]) -> bool:
+        return sum(isinstance(item, Image) for item in items) <= TOGETHER
+
+    def passes(self, engine: Passes) -> Passes:
+        return replace(engine, packed=False)
+
+    def prepare(self, items: Sequence[Item], options: Options) -> list[Piece[Any]]:
+        texts = {index: item for index, item in enumerate(items) if not isinstance(item, Image)}
+        rows = self.texts.rows_of(texts, options)
+        return [
+            self.pictures.piece(index, item.data) if isinstance(item, Image) else self.texts.piece(rows[index])
+            for index, item in enumerate(items)
+        ]
+
+    def feed(self, pieces: Sequence[Piece[Any]], passes: Passes) -> Feed:
+        written = isinstance(pieces[0].content, Row)
+        return self.texts.feed(pieces, passes) if written else self.pictures.feed(pieces)
+
+    def outputs(self, found: Mapping[str, Array], rows: Sequence[Asked]) -> list[Output | NodeError]:
+        finite = finite_rows(found["embeds"])
+        outputs: list[Output | NodeError] = []
+        for at, asked in enumerate(rows):
+            row = asked.piece.content
+            try:
+                (vector,) = _finished(found["embeds"][at : at + 1], asked.options)
+            except InvalidInput as exc:
+                outputs.append(exc)
+                continue
+            told = Vector(vector, len(row.ids), row.truncated) if isinstance(row, Row) else Vector(vector)
+            outputs.append(told if finite[at] else not_finite(asked.index))
+        return outputs
 
     def primary(self, engine: Engine, item: Item) -> NDArray[np.float32]:
         (output,) = self.infer(engine, [item], Options(), lambda: None)

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ipfs_accelerate_node.errors import InvalidInput
+from ipfs_accelerate_node.errors import InvalidInput, NodeError
+from ipfs_accelerate_node.inference.batching import Passes, Piece
 from ipfs_accelerate_node.inference.model import Ids, Item, Options, Output, Text, Vector
-from ipfs_accelerate_node.inference.session import Engine
+from ipfs_accelerate_node.inference.session import Array, Asked, Engine, Feed
 from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options
-from ipfs_accelerate_node.inference.tasks.numbers import check_finite, unit
+from ipfs_accelerate_node.inference.tasks.numbers import finite_rows, not_finite, unit
+from ipfs_accelerate_node.inference.tasks.rows import infer_rows
 from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph
+from ipfs_accelerate_node.inference.tasks.texts import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +36,22 @@ class TextEmbedding:
     def infer(
         self, engine: Engine, items: Sequence[Item], options: Options, between: Callable[[], None]
     ) -> list[Output]:
-        rows = self.graph.rows(items, options, prompt=self._prompt(options))
-        found: dict[int, Output] = {}
-        for batch, outputs in self.graph.passes(engine, rows, between):
-            vectors = finished(outputs, options)
-            check_finite(vectors, batch)
-            for at, index in enumerate(batch):
-                row = rows[index]
-                found[index] = Vector(vectors[at], len(row.ids), row.truncated)
-        return [found[index] for index in range(len(items))]
+        return infer_rows(self, engine, items, options, between)
+
+    def takes(self, items: Sequence[Item]) -> bool:
+        return True
+
+    def passes(self, engine: Passes) -> Passes:
+        return engine
+
+    def prepare(self, items: Sequence[Item], options: Options) -> list[Piece[Row]]:
+        return self.graph.pieces(items, options, prompt=self._prompt(options))
+
+    def feed(self, pieces: Sequence[Piece[Row]], passes: Passes) -> Feed:
+        return self.graph.feed(pieces, passes)
+
+    def outputs(self, found: Mapping[str, Array], rows: Sequence[Asked]) -> list[Output | NodeError]:
+        return vector_outputs(found, rows)
 
     def primary(self, engine: Engine, item: Item) -> NDArray[np.float32]:
         (output,) = self.infer(engine, [item], Options(), _nothing)
@@ -61,6 +71,24 @@ class TextEmbedding:
                 param="prompt_name",
             )
         return self.prompts[options.prompt_name]
+
+
+def vector_outputs(found: Mapping[str, Array], rows: Sequence[Asked]) -> list[Output | NodeError]:
+    """Each row's vector as its caller wants it."""
+    finite = finite_rows(found["pooled" if "pooled" in found else "vectors"])
+    outputs: list[Output | NodeError] = []
+    for at, row in enumerate(rows):
+        if not finite[at]:
+            outputs.append(not_finite(row.index))
+            continue
+        try:
+            (vector,) = finished({name: array[at : at + 1] for name, array in found.items()}, row.options)
+        except InvalidInput as exc:
+            outputs.append(exc)
+            continue
+        tokens: Row = row.piece.content
+        outputs.append(Vector(vector, len(tokens.ids), tokens.truncated))
+    return outputs
 
 
 def finished(outputs: Mapping[str, NDArray[np.float32]], options: Options) -> NDArray[np.float32]:

@@ -5,17 +5,20 @@ Source: transformers' pipeline with ``aggregation_strategy="simple"``: neighbour
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ipfs_accelerate_node.errors import NodeError
+from ipfs_accelerate_node.inference.batching import Passes, Piece
 from ipfs_accelerate_node.inference.model import Entities, Entity, Item, Options, Output, Text
-from ipfs_accelerate_node.inference.session import Engine
+from ipfs_accelerate_node.inference.session import Array, Asked, Engine, Feed
 from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options
-from ipfs_accelerate_node.inference.tasks.numbers import check_finite, softmax
+from ipfs_accelerate_node.inference.tasks.numbers import not_finite, softmax
+from ipfs_accelerate_node.inference.tasks.rows import infer_rows
 from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph, real
 from ipfs_accelerate_node.inference.tasks.texts import Row
 
@@ -43,17 +46,31 @@ class TokenClassification:
     def infer(
         self, engine: Engine, items: Sequence[Item], options: Options, between: Callable[[], None]
     ) -> list[Output]:
-        rows = self.graph.rows(items, options)
-        found: dict[int, Output] = {}
-        for batch, outputs in self.graph.passes(engine, rows, between):
-            for at, index in enumerate(batch):
-                row, item = rows[index], items[index]
-                assert isinstance(item, Text)
-                logits = real(outputs["logits"][at], row)
-                check_finite(logits[None], [index])
-                entities = self._entities(item.text, row, softmax(logits))
-                found[index] = Entities(entities, len(row.ids), row.truncated)
-        return [found[index] for index in range(len(items))]
+        return infer_rows(self, engine, items, options, between)
+
+    def takes(self, items: Sequence[Item]) -> bool:
+        return True
+
+    def passes(self, engine: Passes) -> Passes:
+        return replace(engine, packed=False)
+
+    def prepare(self, items: Sequence[Item], options: Options) -> list[Piece[Row]]:
+        return self.graph.pieces(items, options)
+
+    def feed(self, pieces: Sequence[Piece[Row]], passes: Passes) -> Feed:
+        return self.graph.feed(pieces, passes)
+
+    def outputs(self, found: Mapping[str, Array], rows: Sequence[Asked]) -> list[Output | NodeError]:
+        outputs: list[Output | NodeError] = []
+        for at, asked in enumerate(rows):
+            row, item = asked.piece.content, asked.item
+            assert isinstance(item, Text)
+            logits = real(found["logits"][at], row)
+            if not np.isfinite(logits).all():
+                outputs.append(not_finite(asked.index))
+                continue
+            outputs.append(Entities(self._entities(item.text, row, softmax(logits)), len(row.ids), row.truncated))
+        return outputs
 
     def primary(self, engine: Engine, item: Item) -> NDArray[np.float32]:
         """(tokens, labels)"""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ipfs_accelerate_node.errors import NodeError
+from ipfs_accelerate_node.inference.batching import Passes, Piece
 from ipfs_accelerate_node.inference.model import Fill, Fills, Ids, Item, Options, Output, Text
-from ipfs_accelerate_node.inference.session import Engine
+from ipfs_accelerate_node.inference.session import Array, Asked, Engine, Feed
 from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options, refuse
-from ipfs_accelerate_node.inference.tasks.numbers import check_finite, softmax
+from ipfs_accelerate_node.inference.tasks.numbers import not_finite, softmax
+from ipfs_accelerate_node.inference.tasks.rows import infer_rows
 from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph, real
 from ipfs_accelerate_node.inference.tasks.texts import Row
 
@@ -37,21 +40,37 @@ class FillMask:
     def infer(
         self, engine: Engine, items: Sequence[Item], options: Options, between: Callable[[], None]
     ) -> list[Output]:
+        return infer_rows(self, engine, items, options, between)
+
+    def takes(self, items: Sequence[Item]) -> bool:
+        return True
+
+    def passes(self, engine: Passes) -> Passes:
+        return replace(engine, tokens=min(engine.tokens, _TOKENS), packed=False)
+
+    def prepare(self, items: Sequence[Item], options: Options) -> list[Piece[Row]]:
         rows = self.graph.rows(items, options)
         for index, row in enumerate(rows):
             masks = row.ids.count(self.mask_id)
             if not 1 <= masks <= MAX_MASKS:
                 what = f"has {masks} masks, at most {MAX_MASKS}" if masks else f"has no mask; it is written {self.mask}"
                 refuse(index, what)
-        found: dict[int, Output] = {}
-        for batch, outputs in self.graph.passes(engine, rows, between, budget=_TOKENS):
-            for at, index in enumerate(batch):
-                row = rows[index]
-                logits = real(outputs["logits"][at], row)
-                check_finite(logits[None], [index])
-                fills = self._fills(row, logits, options.top_k or CANDIDATES)
-                found[index] = Fills(fills, len(row.ids), row.truncated)
-        return [found[index] for index in range(len(items))]
+        return [self.graph.piece(row) for row in rows]
+
+    def feed(self, pieces: Sequence[Piece[Row]], passes: Passes) -> Feed:
+        return self.graph.feed(pieces, passes)
+
+    def outputs(self, found: Mapping[str, Array], rows: Sequence[Asked]) -> list[Output | NodeError]:
+        outputs: list[Output | NodeError] = []
+        for at, asked in enumerate(rows):
+            row: Row = asked.piece.content
+            logits = real(found["logits"][at], row)
+            if not np.isfinite(logits).all():
+                outputs.append(not_finite(asked.index))
+                continue
+            fills = self._fills(row, logits, asked.options.top_k or CANDIDATES)
+            outputs.append(Fills(fills, len(row.ids), row.truncated))
+        return outputs
 
     def primary(self, engine: Engine, item: Item) -> NDArray[np.float32]:
         """(tokens, vocabulary)"""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ipfs_accelerate_node.errors import NodeError
+from ipfs_accelerate_node.inference.batching import Passes, Piece
 from ipfs_accelerate_node.inference.model import Image, Item, Options, Output, Scores
-from ipfs_accelerate_node.inference.session import Engine
+from ipfs_accelerate_node.inference.session import Array, Asked, Engine, Feed
 from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options
 from ipfs_accelerate_node.inference.tasks.classification import Meaning, scored
-from ipfs_accelerate_node.inference.tasks.numbers import check_finite
-from ipfs_accelerate_node.inference.tasks.picture_graphs import PictureGraph
+from ipfs_accelerate_node.inference.tasks.numbers import check_finite, finite_rows, not_finite
+from ipfs_accelerate_node.inference.tasks.picture_graphs import TOGETHER, PictureGraph, Pixels
 
 LABELS = 5
 
@@ -36,11 +38,30 @@ class ImageClassification:
         found: dict[int, Output] = {}
         for batch, outputs in self.graph.passes(engine, data, between):
             check_finite(outputs["logits"], batch)
-            for at, index in enumerate(batch):
-                logits = outputs["logits"][at]
-                top_k = options.top_k or LABELS
-                found[index] = Scores(scored(logits, self.labels, self.meaning, top_k=top_k, raw=options.raw_scores))
+            found.update((index, self._scores(outputs["logits"][at], options)) for at, index in enumerate(batch))
         return [found[index] for index in range(len(items))]
+
+    def takes(self, items: Sequence[Item]) -> bool:
+        return len(items) <= TOGETHER
+
+    def passes(self, engine: Passes) -> Passes:
+        return self.graph.passes_of(engine)
+
+    def prepare(self, items: Sequence[Item], options: Options) -> list[Piece[Pixels]]:
+        return [self.graph.piece(at, item.data) for at, item in enumerate(items) if isinstance(item, Image)]
+
+    def feed(self, pieces: Sequence[Piece[Pixels]], passes: Passes) -> Feed:
+        return self.graph.feed(pieces)
+
+    def outputs(self, found: Mapping[str, Array], rows: Sequence[Asked]) -> list[Output | NodeError]:
+        return [
+            self._scores(logits, row.options) if finite else not_finite(row.index)
+            for logits, finite, row in zip(found["logits"], finite_rows(found["logits"]), rows, strict=True)
+        ]
+
+    def _scores(self, logits: NDArray[np.float32], options: Options) -> Scores:
+        top_k = options.top_k or LABELS
+        return Scores(scored(logits, self.labels, self.meaning, top_k=top_k, raw=options.raw_scores))
 
     def primary(self, engine: Engine, item: Item) -> NDArray[np.float32]:
         assert isinstance(item, Image)

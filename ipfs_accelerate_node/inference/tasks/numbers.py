@@ -30,10 +30,19 @@ def unit(vectors: Floats) -> Floats:
     return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
+def not_finite(index: int) -> InferenceFailed:
+    return InferenceFailed(f"the model's output for input {index} is not finite", index=index)
+
+
+def finite_rows(values: Floats) -> list[bool]:
+    """Of each row of (rows, …): are its numbers all finite?"""
+    finite = np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    return [bool(row) for row in finite]
+
+
 def check_finite(values: Floats, indices: Sequence[int]) -> None:
     """values: (rows, …), row i for the item ``indices[i]``. Raises InferenceFailed with the first item's index whose
     values are not all finite."""
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if not finite.all():
-        index = min(indices[at] for at in np.flatnonzero(~finite).tolist())
-        raise InferenceFailed(f"the model's output for input {index} is not finite", index=index)
+    finite = finite_rows(values)
+    if not all(finite):
+        raise not_finite(min(indices[at] for at, fine in enumerate(finite) if not fine))

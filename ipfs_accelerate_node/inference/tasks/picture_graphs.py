@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ipfs_accelerate_node.inference.session import Array, Engine
+from ipfs_accelerate_node.inference.batching import Passes, Piece
+from ipfs_accelerate_node.inference.session import Array, Engine, Feed
 from ipfs_accelerate_node.inference.tasks.checks import refuse
 from ipfs_accelerate_node.inference.tasks.picture_settings import PictureSettings
 from ipfs_accelerate_node.inference.tasks.pictures import BadPicture, pixel_values, read_picture
 
 # Pixels of one forward pass: sixteen pictures of 224 × 224.
 _PIXELS = 16 * 224 * 224
+_PATCH = 16 * 16  # pixels that count as one token
+TOGETHER = 16  # pictures of a request that may wait as pixels; of a larger one a few at a time are read
+
+Pixels = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,17 @@ class PictureGraph:
             return pixel_values(read_picture(data), self.settings)
         except BadPicture as exc:
             refuse(index, f"is no picture of use: {exc}")
+
+    def piece(self, index: int, data: bytes) -> Piece[Pixels]:
+        """Raises as ``pixels``."""
+        pixels = self.pixels(index, data)
+        return Piece((self.graph, pixels.shape), max(1, pixels[0].size // _PATCH), pixels)
+
+    def passes_of(self, engine: Passes) -> Passes:
+        return replace(engine, tokens=max(engine.tokens, _PIXELS // _PATCH), step=1, packed=False)
+
+    def feed(self, pieces: Sequence[Piece[Pixels]]) -> Feed:
+        return Feed(self.graph, {"pixel_values": np.stack([piece.content for piece in pieces])})
 
     def passes(
         self, engine: Engine, data: Mapping[int, bytes], between: Callable[[], None]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ipfs_accelerate_node.inference.batching import Passes, Piece
 from ipfs_accelerate_node.inference.model import Ids, Item, Options, Pair, Text
-from ipfs_accelerate_node.inference.session import Array, Engine
+from ipfs_accelerate_node.inference.session import Array, Engine, Feed
 from ipfs_accelerate_node.inference.tasks.batches import BATCH_TOKENS, batches, padded
 from ipfs_accelerate_node.inference.tasks.texts import Row, TextTokens
 
@@ -17,6 +18,7 @@ from ipfs_accelerate_node.inference.tasks.texts import Row, TextTokens
 class TextGraph:
     """One graph of a text encoder. types: the model tells the first text of a pair from the second by token types.
     full: every row is filled up to so many tokens, which count as real (SigLIP was trained so); 0: as long as needed.
+    spans: where in the text a token stands is asked for.
     """
 
     graph: str
@@ -24,6 +26,7 @@ class TextGraph:
     padding_id: int
     types: bool = False
     full: int = 0
+    spans: bool = False
 
     def rows(self, items: Sequence[Item], options: Options, *, prompt: str = "") -> list[Row]:
         """The tokens of texts, pairs and ids, in their order. Raises InvalidInput."""
@@ -43,17 +46,40 @@ class TextGraph:
                 rows[index] = self.tokens.of_ids(index, item.ids, truncate=options.truncate)
         for together in (texts, pairs):
             if together:
-                found = self.tokens.rows(together, truncate=options.truncate)
+                found = self.tokens.rows(together, truncate=options.truncate, spans=self.spans)
                 rows.update((text[0], row) for text, row in zip(together, found, strict=True))
         return {index: rows[index] for index in items}
 
-    def arrays(self, rows: Sequence[Row]) -> dict[str, Array]:
-        ids, mask = padded([row.ids for row in rows], self.padding_id, least=self.full)
+    def pieces(self, items: Sequence[Item], options: Options, *, prompt: str = "") -> list[Piece[Row]]:
+        """``rows``, as they are batched."""
+        return [self.piece(row) for row in self.rows(items, options, prompt=prompt)]
+
+    def piece(self, row: Row) -> Piece[Row]:
+        return Piece(self.graph, max(len(row.ids), self.full), row)
+
+    def feed(self, pieces: Sequence[Piece[Row]], passes: Passes) -> Feed:
+        rows = [piece.content for piece in pieces]
+        if passes.packed and not self.full:
+            return Feed(self.graph, self._packed(rows), packed=True)
+        longest = min(passes.length(max(len(row.ids) for row in rows)), max(self.tokens.max_tokens, 1))
+        return Feed(self.graph, self.arrays(rows, least=longest))
+
+    def _packed(self, rows: Sequence[Row]) -> dict[str, Array]:
+        arrays: dict[str, Array] = {
+            "ids": np.concatenate([np.asarray(row.ids, dtype=np.int64) for row in rows]),
+            "lengths": np.array([len(row.ids) for row in rows], dtype=np.int32),
+        }
+        if self.types:
+            arrays["types"] = np.concatenate([np.asarray(row.types, dtype=np.int64) for row in rows])
+        return arrays
+
+    def arrays(self, rows: Sequence[Row], *, least: int = 0) -> dict[str, Array]:
+        ids, mask = padded([row.ids for row in rows], self.padding_id, least=max(least, self.full))
         if self.full:
             mask[:] = 1
         inputs: dict[str, Array] = {"input_ids": ids, "attention_mask": mask}
         if self.types:
-            inputs["token_type_ids"], _ = padded([row.types for row in rows], 0)
+            inputs["token_type_ids"], _ = padded([row.types for row in rows], 0, least=max(least, self.full))
         return inputs
 
     def passes(

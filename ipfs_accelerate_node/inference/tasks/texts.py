@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,8 @@ from ipfs_accelerate_node.inference.tasks.tokenizer_files import TokenizerFiles
 @dataclass(frozen=True, slots=True)
 class Row:
     """One input's tokens, special ones included, no more than the model takes. types: 0 for the first text, 1 for the
-    second. spans: characters of the text that each token stands for; special: the ones that stand for none."""
+    second. spans: characters of the text that each token stands for; special: the ones that stand for none; both are
+    empty where they were not asked for."""
 
     ids: list[int]
     types: list[int]
@@ -26,7 +28,8 @@ class Row:
 
 
 class TextTokens:
-    """The tokenizer of one model. Not thread-safe: truncation is a setting of the library's object."""
+    """The tokenizer of one model. Truncation is a setting of the library's object, which is not changed while it is
+    used: one thread at a time goes in."""
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class TextTokens:
         self._lower_case = lower_case
         self._tokenizer = files.tokenizer
         self._tokenizer.no_padding()
+        self._one = threading.RLock()
         if self._tokenizer.num_special_tokens_to_add(is_pair=False) >= max_tokens:
             raise ModelUnsupported(f"no room for text within {max_tokens} tokens", code="bad_config")
 
@@ -55,18 +59,28 @@ class TextTokens:
         (row,) = self.rows([(index, first, second)], truncate=truncate, special=special)
         return row
 
-    def rows(self, texts: Sequence[tuple[int, str, str | None]], *, truncate: bool, special: bool = True) -> list[Row]:
-        """``row`` of many: (index, first, second) each."""
+    def rows(
+        self,
+        texts: Sequence[tuple[int, str, str | None]],
+        *,
+        truncate: bool,
+        special: bool = True,
+        spans: bool = True,
+    ) -> list[Row]:
+        """``row`` of many: (index, first, second) each. spans: False leaves them out, which is faster."""
         prepared = [self._prepared(first) if second is None else (self._prepared(first), self._prepared(second))
                     for _, first, second in texts]  # fmt: skip
-        self._cut_at(self.max_tokens, pairs=any(second is not None for _, _, second in texts))
-        encodings = self._tokenizer.encode_batch(prepared, add_special_tokens=special)
-        return [self._row(texts[at][0], encoding, truncate) for at, encoding in enumerate(encodings)]
+        with self._one:
+            self._cut_at(self.max_tokens, pairs=any(second is not None for _, _, second in texts))
+            encode = self._tokenizer.encode_batch if spans else self._tokenizer.encode_batch_fast
+            encodings = encode(prepared, add_special_tokens=special)
+        return [self._row(texts[at][0], encoding, truncate, spans) for at, encoding in enumerate(encodings)]
 
     def whole(self, index: int, text: str, *, special: bool = True) -> list[int]:
         """The tokens of a text of any length. Raises InvalidInput: no token, or one that the model has no row for."""
-        self._tokenizer.no_truncation()
-        ids: list[int] = self._tokenizer.encode(self._prepared(text), add_special_tokens=special).ids
+        with self._one:
+            self._tokenizer.no_truncation()
+            ids: list[int] = self._tokenizer.encode(self._prepared(text), add_special_tokens=special).ids
         return self.checked(index, ids)
 
     def checked(self, index: int, ids: Sequence[int]) -> list[int]:
@@ -81,11 +95,12 @@ class TextTokens:
             too_long(index, f"has {len(ids)} tokens, the model takes {self.max_tokens}")
         taken = list(islice(ids, self.max_tokens))
         self._check(index, taken)
-        return Row(taken, [0] * len(taken), cut, [(0, 0)] * len(taken), [0] * len(taken))
+        return Row(taken, [0] * len(taken), cut, [], [])
 
     def text(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """What the ids say. An incomplete UTF-8 sequence shows as U+FFFD."""
-        text = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        with self._one:
+            text = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
         return _cleaned(text) if self.files.clean_up else text
 
     def id_of(self, name: str) -> int | None:
@@ -108,12 +123,14 @@ class TextTokens:
             raise InvalidInput(f"no room for two texts within {length} tokens", param="input")
         self._tokenizer.enable_truncation(length, direction="left" if self.files.truncate_left else "right")
 
-    def _row(self, index: int, encoding: Encoding, truncate: bool) -> Row:
+    def _row(self, index: int, encoding: Encoding, truncate: bool, spans: bool) -> Row:
         cut = bool(encoding.overflowing)
         if cut and not truncate:
             too_long(index, f"is longer than the model's {self.max_tokens} tokens")
         ids = encoding.ids
         self._check(index, ids)
+        if not spans:
+            return Row(ids, encoding.type_ids, cut, [], [])
         return Row(ids, encoding.type_ids, cut, encoding.offsets, encoding.special_tokens_mask)
 
     def _check(self, index: int, ids: Sequence[int]) -> None:
