@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipfs_accelerate_node.benchmarks.charts import plain
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_SHORT = 32  # characters of a cell that stay on one line
 _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; max-width: 76rem; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222;
@@ -23,9 +24,10 @@ h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide > svg { width: 100%; min-width: 44rem; height: auto; display: block; }
 table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { padding: 0.3rem 0.6rem; text-align: left; border-bottom: 1px solid #ccc; vertical-align: top;
-         max-width: 22rem; overflow-wrap: anywhere; }
-th { white-space: nowrap; background: #f3f3f3; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+         white-space: nowrap; }
+td > span { display: block; width: 16rem; white-space: normal; overflow-wrap: anywhere; }
+th { background: #f3f3f3; }
+th.n, td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 p, li { max-width: 60rem; overflow-wrap: anywhere; }
 """
 
@@ -70,13 +72,17 @@ def _inline(svg: bytes, title: str) -> str:
 
 
 def _table(part: Part) -> list[str]:
+    def numeric(index: int) -> str:
+        return ' class="n"' if index in part.numeric else ""
+
     def cell(index: int, text: str) -> str:
-        return f'<td class="n">{_escaped(text)}</td>' if index in part.numeric else f"<td>{_escaped(text)}</td>"
+        inner = _escaped(text)
+        return f"<td{numeric(index)}>{inner if len(text) <= _SHORT else f'<span>{inner}</span>'}</td>"
 
     return [
         f"<h2>{_escaped(part.title)}</h2>",
         '<div class="wide"><table><thead><tr>',
-        *(f'<th scope="col">{_escaped(name)}</th>' for name in part.header),
+        *(f'<th scope="col"{numeric(index)}>{_escaped(name)}</th>' for index, name in enumerate(part.header)),
         "</tr></thead><tbody>",
         *(f"<tr>{''.join(cell(index, text) for index, text in enumerate(row))}</tr>" for row in part.rows),
         "</tbody></table></div>",

@@ -35,18 +35,19 @@ _OWN_LINES = (BLUE, SKY, INK)
 _CLAIMED_LINES = (ORANGE, GREEN, VERMILION, PURPLE, "#8C6D00", GREY, "#882255", "#44AA99")
 _POINTS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LEGEND = (
-    "Each bar is one key's median, its whisker the middle half of the samples. "
-    "Hatched: a claim, signed, but not measured here."
+    "Each bar is one key's median, its whisker the middle half of the samples. Hatched: a claim, signed, but not "
+    "measured here.",
 )
-
 _UNLIKE = (
     f"Unlike: on like hardware more than {ALIKE:g} to {ALIKE + MOST_SPREAD:g} times (by their spread) from this "
-    f"machine's figure or, where it has none, {AMONG_KEYS:g} times from the other keys'. That does not mean wrong."
+    "machine's figure or,",
+    f"where it has none, more than {AMONG_KEYS:g} times from the other keys'. That does not mean wrong.",
 )
 
 # In inches; everything has its place, so that nothing can lie on anything else.
 _WIDTH, _EDGE = 11.0, 0.35
-_TOP, _HEADING, _TITLE, _FOOT = 1.2, 0.45, 0.42, 0.7  # the whole's head; a chart's, a panel's title; its axis
+_HEADING, _TITLE, _FOOT = 0.45, 0.42, 0.7  # a chart's, a panel's title; its axis
+_NAME, _LINE, _ROW = 0.5, 0.2, 0.23  # of the head: the title; a line of text, of the legend
 _BAR, _LABELS, _ROOM = 0.46, 3.7, 1.75  # of one bar; for its label; beyond its end, for its figure
 _LINES, _SIDE, _LEFT, _ENTRY = 3.4, 3.6, 1.15, 0.62  # a plot of lines; its legend, its axis, an entry of the legend
 _DPI, _SMALL, _IN_A_ROW = 130, 8.5, 4  # dots of an inch; points of a label; entries of the legend
@@ -80,7 +81,8 @@ def require() -> None:
 
 
 def drawn(title: str, charts: Sequence[Chart], form: Format) -> bytes:
-    """All panels of all charts below each other, as a file of that form. Raises Unavailable (extra_missing)."""
+    """All panels of all charts below each other, as a file of that form; the title, if any, above them. Raises
+    Unavailable (extra_missing)."""
     require()
     import matplotlib
 
@@ -90,7 +92,7 @@ def drawn(title: str, charts: Sequence[Chart], form: Format) -> bytes:
         warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        metadata = {"Title": title, **({"Date": None} if form == "svg" else {})}
+        metadata = {**({"Title": title} if title else {}), **({"Date": None} if form == "svg" else {})}
         _Sheet(title, charts).figure.savefig(output, format=form, dpi=_DPI, metadata=metadata)
     return output.getvalue()
 
@@ -104,14 +106,22 @@ class _Sheet:
 
         charts = [chart for chart in charts if chart.panels]
         panels = [panel for chart in charts for panel in chart.panels]
-        marks = _drawn_as_bars(panels)
-        more_rows = (len(_handles(marks)) > _IN_A_ROW) + any(mark.unlike for mark in marks)
-        top = _TOP + 0.22 * more_rows
+        marks = [mark for panel in panels if isinstance(panel, Bars) for mark in panel.marks]
+        handles = _handles(marks)
+        words = [*(_LEGEND if marks else ()), *(_UNLIKE if any(mark.unlike for mark in marks) else ())]
+        if not panels:
+            words = ["Nobody's results are known here."]
+        name, rows = _NAME if title else 0.1, -(-len(handles) // _IN_A_ROW)
+        top = name + _LINE * len(words) + _ROW * rows + _EDGE
         self._height = top + sum(map(_height, panels)) + _HEADING * len(charts) + _EDGE
         self.figure = Figure(figsize=(_WIDTH, self._height))
         self._renderer: Any = FigureCanvasAgg(self.figure).get_renderer()  # type: ignore[no-untyped-call]
+        self._text(_EDGE, 0.45, self._fitted(title, _WIDTH - 2 * _EDGE, 14), size=14, weight="bold")
+        for number, line in enumerate(words, 1):
+            self._text(_EDGE, name + _LINE * number, line, size=9, color=GREY)
+        if handles:
+            self._legend(handles, name + _LINE * len(words) + 0.1)
         self._down = top
-        self._head(title, panels)
         for chart in charts:
             more = f"  ({chart.left_out} more workloads are in the table)" if chart.left_out else ""
             self._text(_EDGE, self._down + 0.3, f"{chart.title}{more}", size=13, weight="bold")
@@ -119,19 +129,11 @@ class _Sheet:
             for panel in chart.panels:
                 self._panel(panel)
 
-    def _head(self, title: str, panels: Sequence[Bars | Lines]) -> None:
-        self._text(_EDGE, 0.45, self._fitted(title, _WIDTH - 2 * _EDGE, 14), size=14, weight="bold")
-        marks = _drawn_as_bars(panels)
-        if not panels:
-            self._text(_EDGE, 0.85, "Nobody's results are known here.")
-        if any(mark.unlike for mark in marks):
-            self._text(_EDGE, self._down - 0.12, _UNLIKE, size=9, color=GREY)
-        if marks:
-            self._text(_EDGE, 0.75, _LEGEND, size=9, color=GREY)
-            self.figure.legend(
-                handles=_handles(marks), loc="upper left", bbox_to_anchor=self._at(_EDGE, 0.85), ncols=_IN_A_ROW,
-                fontsize=9, frameon=False, borderaxespad=0, borderpad=0.1, handlelength=2.6, columnspacing=1.6,
-            )  # fmt: skip
+    def _legend(self, handles: Sequence[Any], down: float) -> None:
+        self.figure.legend(
+            handles=list(handles), loc="upper left", bbox_to_anchor=self._at(_EDGE, down), ncols=_IN_A_ROW,
+            fontsize=9, frameon=False, borderaxespad=0, borderpad=0.1, handlelength=2.6, columnspacing=1.6,
+        )  # fmt: skip
 
     def _panel(self, panel: Bars | Lines) -> None:
         height = _height(panel)
@@ -174,10 +176,6 @@ class _Sheet:
             middle = (low + most + 1) // 2
             low, most = (middle, most) if fits(middle) else (low, middle - 1)
         return short(text, most)
-
-
-def _drawn_as_bars(panels: Sequence[Bars | Lines]) -> list[Mark]:
-    return [mark for panel in panels if isinstance(panel, Bars) for mark in panel.marks]
 
 
 def _height(panel: Bars | Lines) -> float:

@@ -75,7 +75,7 @@ class Files:
             self._put(path, drawn(title, charts, "svg" if path.suffix.lower() == ".svg" else "png"))
         if self.html is not None:
             parts = _parts(found, sheet if verified else None)
-            self._put(self.html, page(title, drawn(title, charts, "svg"), parts, notes=notes, rule=RULE))
+            self._put(self.html, page(title, drawn("", charts, "svg"), parts, notes=notes, rule=RULE))
 
     def _put(self, path: Path, data: bytes) -> None:
         write_new(path, data, force=self.force)
