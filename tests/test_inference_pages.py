@@ -6,20 +6,23 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ipfs_accelerate_node.inference.torch.pages import PAGE_TOKENS, Pages, pages_for
+from ipfs_accelerate_node.inference.pages import Pages, pages_for
 
+PAGE_TOKENS = 64
 COUNT, MOST, LIMIT = 12, 3, 6 * PAGE_TOKENS
 
 
 class Texts(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.pages = Pages(COUNT, MOST, LIMIT)
+        self.pages = Pages(COUNT, PAGE_TOKENS, MOST, LIMIT)
         self.open: dict[int, int] = {}
 
     @rule(tokens=st.integers(1, LIMIT + 1))
     def comes(self, tokens: int) -> None:
-        room = pages_for(tokens) <= COUNT - 1 - sum(map(pages_for, self.open.values()))
+        room = pages_for(tokens, PAGE_TOKENS) <= COUNT - 1 - sum(
+            pages_for(held, PAGE_TOKENS) for held in self.open.values()
+        )
         number = self.pages.open(tokens)
         assert (number is not None) == (room and len(self.open) < MOST and tokens <= LIMIT)
         if number is not None:
@@ -49,7 +52,7 @@ TestTexts.settings = settings(max_examples=50, deadline=None)
 
 
 def test_what_can_never_fit_is_said_at_once() -> None:
-    pages = Pages(4, 8, 100 * PAGE_TOKENS)
+    pages = Pages(4, PAGE_TOKENS, 8, 100 * PAGE_TOKENS)
     assert pages.fits(3 * PAGE_TOKENS)
     assert not pages.fits(3 * PAGE_TOKENS + 1)
     assert pages.open(3 * PAGE_TOKENS + 1) is None

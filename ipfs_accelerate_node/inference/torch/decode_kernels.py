@@ -13,8 +13,7 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from ipfs_accelerate_node.inference.torch.pages import PAGE_TOKENS
-
+PAGE_TOKENS = 64
 HEAD_WIDTHS = (16, 32, 64, 128, 256)
 _LOG2_E = 1.4426950408889634
 

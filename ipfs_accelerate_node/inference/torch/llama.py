@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ipfs_accelerate_node.inference.pages import pages_for
 from ipfs_accelerate_node.inference.torch.decode_kernels import (
     HEAD_WIDTHS,
+    PAGE_TOKENS,
     Heads,
     add_norm,
     attend,
     silu_times,
     turn_and_keep,
 )
-from ipfs_accelerate_node.inference.torch.pages import PAGE_TOKENS, pages_for
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 _TURNS = ("default", "linear", "llama3", "yarn")  # rotations that do not depend on a text's length
@@ -64,7 +65,11 @@ class Llama:
         config, inner = module.config, module.model
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.heads = Heads(
-            config.num_attention_heads, config.num_key_value_heads, width, pages_for(limit), config.rms_norm_eps
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            width,
+            pages_for(limit, PAGE_TOKENS),
+            config.rms_norm_eps,
         )
         self._embedding: Tensor = inner.embed_tokens.weight
         self._layers = [_layer(layer) for layer in inner.layers]

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ipfs_accelerate_node.errors import InferenceFailed
+from ipfs_accelerate_node.inference.pages import Pages, pages_for
 from ipfs_accelerate_node.inference.sequences import Scored
 from ipfs_accelerate_node.inference.torch.compiling import compiling
+from ipfs_accelerate_node.inference.torch.decode_kernels import PAGE_TOKENS
 from ipfs_accelerate_node.inference.torch.device import device_errors
 from ipfs_accelerate_node.inference.torch.llama import Llama
-from ipfs_accelerate_node.inference.torch.pages import PAGE_TOKENS, Pages, pages_for
 
 MOST = 64
 MAX_TOKENS = 32768  # of one text
@@ -44,9 +45,9 @@ class PagedSequences:
         on = self._llama.device
         page_bytes = PAGE_TOKENS * self._llama.token_bytes
         free, _ = torch.cuda.mem_get_info(on)
-        wanted = 1 + max(pages_for(self._limit), pages_for(ROOM_TOKENS))
+        wanted = 1 + max(pages_for(self._limit, PAGE_TOKENS), pages_for(ROOM_TOKENS, PAGE_TOKENS))
         count = min(wanted, int(free * _SHARE) // page_bytes)
-        self._pages = Pages(count, MOST, self._limit)
+        self._pages = Pages(count, PAGE_TOKENS, MOST, self._limit)
         self._cache = self._llama.cache(count)
         self._stream = torch.cuda.Stream(on)  # type: ignore[no-untyped-call]
         self._recorded: dict[int, _Recorded] = {}

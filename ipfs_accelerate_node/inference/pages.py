@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-PAGE_TOKENS = 64
-
 
 @dataclass(slots=True, eq=False)
 class Place:
@@ -21,9 +19,10 @@ class Place:
 
 @dataclass(slots=True)
 class Pages:
-    """count: of pages, with page 0. most: texts at once. limit: tokens of one text."""
+    """count: of pages, with page 0. size: tokens of one. most: texts at once. limit: tokens of one text."""
 
     count: int
+    size: int
     most: int
     limit: int
     places: dict[int, Place] = field(default_factory=dict)
@@ -33,11 +32,11 @@ class Pages:
         self._free = list(range(self.count - 1, 0, -1))
 
     def fits(self, tokens: int) -> bool:
-        return tokens <= self.limit and pages_for(tokens) < self.count
+        return tokens <= self.limit and pages_for(tokens, self.size) < self.count
 
     def open(self, tokens: int) -> int | None:
         """Number of the place; None while there is no room."""
-        wanted = pages_for(tokens)
+        wanted = pages_for(tokens, self.size)
         if len(self.places) >= self.most or wanted > len(self._free) or tokens > self.limit:
             return None
         taken = [self._free.pop() for _ in range(wanted)]
@@ -53,5 +52,5 @@ class Pages:
         return len(self._free)
 
 
-def pages_for(tokens: int) -> int:
-    return -(-tokens // PAGE_TOKENS)
+def pages_for(tokens: int, size: int) -> int:
+    return -(-tokens // size)
