@@ -14,7 +14,7 @@ from ipfs_accelerate_node.errors import NotFound, Unavailable
 from ipfs_accelerate_node.inference.model import LoadedModel, ModelSpec, Text
 from ipfs_accelerate_node.inference.registry import Registry
 from tests.support.models import tiny_model
-from tests.support.workers import ended, gone, registry_in_its_task, tree_bytes
+from tests.support.workers import at_work, ended, gone, registry_in_its_task, tree_bytes
 
 pytestmark = pytest.mark.timeout(240)
 
