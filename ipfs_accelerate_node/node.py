@@ -311,7 +311,9 @@ class Node:
 
     # -- measuring; running is `serving`'s
 
-    async def bench(self, wish: benchmarks.Wish, *, publish: bool) -> benchmarks.Bench:
+    async def bench(
+        self, wish: benchmarks.Wish, *, publish: bool, tell: benchmarks.Tell = lambda _: None
+    ) -> benchmarks.Bench:
         """Workloads through the same path as requests; records are signed, kept, and published on request, which
         reads the model's bytes again: what does not match its CIDs is not spoken of. Raises as `benchmarks.bench`."""
         benchmarks.refuse_mocks(wish.ref)
@@ -327,6 +329,7 @@ class Node:
             threads=self.config.threads or len(os.sched_getaffinity(0)),
             client=await self.exchange.client(KUBO_PATIENCE_S) if publish else None,
             limits=self.bench_limits,
+            tell=tell,
         )
         if not publish:
             return done

@@ -305,6 +305,18 @@ async def test_bench_says_what_it_measured_and_where_it_is(tmp_path: Path, daemo
     assert "published  yes" in done.out
     assert "envelope   bafyenvelope" in done.out
     assert "left out: pp512 on cpu: the model takes 128 (too_long)" in done.err
+    assert "on cpu: loading\n" in done.err
+    assert "tg32 on cpu: measuring 4 of 5\n" in done.err
+    told = await run_cli(tmp_path, "bench", "minilm", "--json")
+    assert "measuring" not in told.err
+
+
+async def test_bench_says_what_waits_for_kubo(tmp_path: Path, daemon: Daemon) -> None:
+    waits = {**BENCH_RESULT, "published": False, "queued": True, "note": "published as soon as Kubo is there"}
+    daemon.answers["POST", "/api/benchmarks"] = (200, {"results": [waits], "left_out": []})
+    done = await run_cli(tmp_path, "bench", "minilm", "--publish")
+    assert "published  queued" in done.out
+    assert "as soon as Kubo is there" in done.err
 
 
 async def test_bench_of_several_is_a_table(tmp_path: Path, daemon: Daemon) -> None:

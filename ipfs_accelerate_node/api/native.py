@@ -12,12 +12,15 @@ from ipfs_accelerate_node.api.bodies import read_json
 from ipfs_accelerate_node.api.context import KEYS, node
 from ipfs_accelerate_node.api.pipeline import Route
 from ipfs_accelerate_node.api.reports import ONE_AT_A_TIME
+from ipfs_accelerate_node.api.told_events import Event, Put, streamed, wants_events
 from ipfs_accelerate_node.api.wire import BenchRequest, KeyRequest, json_reply
 from ipfs_accelerate_node.benchmarks import Wish
 from ipfs_accelerate_node.errors import BadRequest, Conflict
 
 
-async def run_bench(request: web.Request) -> web.Response:
+async def run_bench(request: web.Request) -> web.StreamResponse:
+    """Who accepts ``text/event-stream`` is told as it goes: ``doing`` (device, workload, phase, repeats), then
+    ``bench`` with the whole, or ``failed``."""
     body = await read_json(request, BenchRequest)
     if body.record is not None and body.ref is None and body.publish:
         return json_reply(await node(request).publish_record(body.record))
@@ -36,7 +39,14 @@ async def run_bench(request: web.Request) -> web.Response:
     if lock.locked():
         raise Conflict("something is being measured; two at once would measure each other", code="bench_running")
     async with lock:
-        return json_reply(await node(request).bench(wish, publish=body.publish))
+        if not wants_events(request):
+            return json_reply(await node(request).bench(wish, publish=body.publish))
+
+        async def made(put: Put) -> Event:
+            here = node(request)
+            return "bench", await here.bench(wish, publish=body.publish, tell=lambda doing: put(("doing", doing)))
+
+        return await streamed(request, made)
 
 
 async def peer(request: web.Request) -> web.Response:

@@ -5,6 +5,7 @@ Mocks are never measured.
 """
 
 from ipfs_accelerate_node.benchmarks.machine_state import LIMITS, Limits
+from ipfs_accelerate_node.benchmarks.progress import Doing, Tell
 from ipfs_accelerate_node.benchmarks.publish import publish
 from ipfs_accelerate_node.benchmarks.run import Bench, BenchResult, LeftOut, Wish, bench, publish_kept, refuse_mocks
 from ipfs_accelerate_node.benchmarks.schema import Benchmark, read_benchmark
@@ -16,10 +17,12 @@ __all__ = [
     "Bench",
     "BenchResult",
     "Benchmark",
+    "Doing",
     "LeftOut",
     "Limits",
     "Listing",
     "RecordShelf",
+    "Tell",
     "Wish",
     "Workload",
     "bench",

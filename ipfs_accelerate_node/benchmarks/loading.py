@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from ipfs_accelerate_node.benchmarks.machine_state import MachineState, Watch
 from ipfs_accelerate_node.benchmarks.measure import Measured
+from ipfs_accelerate_node.benchmarks.progress import Count, untold
 from ipfs_accelerate_node.benchmarks.trial import peak_bytes
 from ipfs_accelerate_node.benchmarks.workload import Workload, refuse_mock
 from ipfs_accelerate_node.errors import BadRequest, Conflict, NodeError
@@ -48,6 +49,7 @@ async def measure_loads(
     device: str,
     precision: str | None,
     task: str | None,
+    tell: Count = untold,
 ) -> Measured:
     """Loads the model again and again. phases_ns: by what the worker said it was at, to about 2 ms.
 
@@ -59,10 +61,14 @@ async def measure_loads(
     async def load(alias: str) -> LoadedModel:
         return await serving.load(root, device=device, precision=precision, task=task, alias=alias)
 
-    for _ in range(found.warmup):
+    for number in range(found.warmup):
+        tell("warm-up", number, found.warmup)
         await _load_once(registry, serving, load)
     watch = Watch([], device)
-    loads = [await _load_once(registry, serving, load) for _ in range(found.repeats)]
+    loads = []
+    for number in range(found.repeats):
+        tell("measuring", number, found.repeats)
+        loads.append(await _load_once(registry, serving, load))
     names = sorted({name for one in loads for name in one.phases_ns})
     return Measured(
         samples_ns=tuple(one.taken_ns for one in loads),

@@ -14,6 +14,7 @@ import numpy as np
 
 from ipfs_accelerate_node.benchmarks.figures import FIRST_TOKEN
 from ipfs_accelerate_node.benchmarks.machine_state import MachineState, Watch
+from ipfs_accelerate_node.benchmarks.progress import Count, untold
 from ipfs_accelerate_node.benchmarks.trial import peak_bytes
 from ipfs_accelerate_node.benchmarks.workload import Workload, inputs, refuse_mock
 from ipfs_accelerate_node.errors import InferenceFailed
@@ -71,6 +72,7 @@ async def measure(
     examples: Callable[[int], Awaitable[list[Item]]],
     *,
     working: Callable[[], bool] = lambda: False,
+    tell: Count = untold,
 ) -> Measured:
     """Runs a workload of requests (not ``load``, not ``fetch``) on what is loaded. working: whether anything is
     computed now; asked between our requests, so then it is somebody else's.
@@ -81,10 +83,11 @@ async def measure(
     refuse_mock(model)
     asked = _Asked(found, model, door)
     items, attempt = await _prompt(found, model, examples, asked)
-    for _ in range(found.warmup):
+    for number in range(found.warmup):
+        tell("warm-up", number, found.warmup)
         await asked(items)
     watch = Watch([model.pid], model.device)
-    runs = await _repeat(found, items, asked, working)
+    runs = await _repeat(found, items, asked, working, tell)
     state = replace(watch.end(), disturbed=sum(run.disturbed for run in runs))
     reply = runs[-1].reply
     if not all(run.work for run in runs):
@@ -117,11 +120,14 @@ class _Repeat:
     disturbed: bool
 
 
-async def _repeat(found: Workload, items: Sequence[Item], asked: _Asked, working: Callable[[], bool]) -> list[_Repeat]:
+async def _repeat(
+    found: Workload, items: Sequence[Item], asked: _Asked, working: Callable[[], bool], tell: Count
+) -> list[_Repeat]:
     """Until there are as many as wanted, or the time is up."""
     runs: list[_Repeat] = []
     began = time.monotonic()
     while len(runs) < found.repeats and (len(runs) < FEWEST or time.monotonic() - began < found.budget_s):
+        tell("measuring", len(runs), found.repeats)
         first_ns = (await asked(items, new_tokens=1))[1] if found.kind == "tg" else 0
         before = working()
         reply, taken_ns = await asked(items)

@@ -19,6 +19,7 @@ from ipfs_accelerate_node.benchmarks.figures import Figures, figures
 from ipfs_accelerate_node.benchmarks.loading import fetched, held, measure_loads
 from ipfs_accelerate_node.benchmarks.machine_state import LIMITS, Limits, why_busy
 from ipfs_accelerate_node.benchmarks.measure import Measured, measure
+from ipfs_accelerate_node.benchmarks.progress import Doing, Tell, Telling
 from ipfs_accelerate_node.benchmarks.publish import publish
 from ipfs_accelerate_node.benchmarks.record import Circumstances, benchmark_record, json_value
 from ipfs_accelerate_node.benchmarks.report import REFERENCE_DEVICE, REFERENCE_PRECISION
@@ -109,25 +110,30 @@ async def bench(
     threads: int,
     client: KuboClient | None = None,
     limits: Limits = LIMITS,
+    tell: Tell = lambda _: None,
 ) -> Bench:
     """Measures, signs each record and keeps it under cache.
 
     client: where to publish them; None keeps them here only. A failure to publish is not a failure of the measurement:
-    it is in the result's note. threads: of the CPU that a worker may use.
+    it is in the result's note. threads: of the CPU that a worker may use. tell: what it is at, as it goes.
     Raises, if nothing at all could be measured, what stood in the way of the first: BadRequest(mock_not_measurable,
     nothing_fetched), InvalidInput, DeviceUnavailable, Unavailable(machine_busy), InferenceFailed, StorageError, ….
     """
     refuse_mocks(wish.ref)
     named = [workload(name) for name in dict.fromkeys(wish.workloads)]
     stored = await asyncio.to_thread(here.find, wish.ref)
-    run = _Run(here, wish, [w.quick() if wish.quick else w for w in named], stored, key, cache, threads, limits)
+    run = _Run(
+        here, wish, [w.quick() if wish.quick else w for w in named], stored, key, cache, threads, limits, Telling(tell)
+    )
     await run.all()
     if not run.results and run.errors:
         raise run.errors[0]
     log.info("bench.done root=%s records=%d left_out=%d", stored.root, len(run.results), len(run.left_out))
     results = run.results
     if client is not None:
-        results = [await _published(client, result, cache) for result in results]
+        for number, result in enumerate(results):
+            tell(Doing("", "", "publishing", number, len(results)))
+            results[number] = await _published(client, result, cache)
     return Bench(tuple(results), tuple(run.left_out))
 
 
@@ -146,6 +152,7 @@ class _Run:
     cache: Path
     threads: int
     limits: Limits
+    tell: Telling
     results: list[BenchResult] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     errors: list[NodeError] = field(default_factory=list)
@@ -185,6 +192,7 @@ class _Run:
         wish = self.wish
         device = await self._meant(device)
         await self._compare_first(device)
+        self.tell(Doing(device, "", "loading"))
         if any(found.kind == "load" for found in self.named) or not (self.named or wish.quick):
             await self._loads(device)
         requests = [found for found in self.named if found.kind not in ("load", "fetch")]
@@ -192,6 +200,7 @@ class _Run:
             return
         async with self._held(device) as model:
             refuse_mock(model)
+            self.tell(Doing(model.device, "", "comparing"))
             agreed = await self._agreement(model)
             for found in requests or usual(model.task, quick=wish.quick):
                 await self._request(found, model, agreed)
@@ -199,6 +208,7 @@ class _Run:
     async def _meant(self, device: str) -> str:
         if device != "auto":
             return device
+        self.tell(Doing(device, "", "loading"))
         async with self._held(device) as model:
             refuse_mock(model)
             return model.device
@@ -214,6 +224,7 @@ class _Run:
             return
         if all(found.kind in ("load", "fetch") for found in self.named) and self.named:
             return
+        self.tell(Doing(REFERENCE_DEVICE, "", "reference"))
         try:
             async with self._held(REFERENCE_DEVICE, REFERENCE_PRECISION) as model:
                 self.compared = await reference(self.here.registry, model)
@@ -240,7 +251,14 @@ class _Run:
         wish, registry, serving = self.wish, self.here.registry, self.here.serving
         try:
             measured = await measure_loads(
-                found, registry, serving, self.root, device=device, precision=wish.precision, task=wish.task
+                found,
+                registry,
+                serving,
+                self.root,
+                device=device,
+                precision=wish.precision,
+                task=wish.task,
+                tell=self.tell.of(device, found.name),
             )
             await self._judged(found, measured, None)
         except NodeError as exc:
@@ -252,7 +270,8 @@ class _Run:
 
         try:
             registry = self.here.registry
-            done = await measure(found, model, self.here.serving, examples, working=lambda: registry.working)
+            tell = self.tell.of(model.device, found.name)
+            done = await measure(found, model, self.here.serving, examples, working=lambda: registry.working, tell=tell)
             await self._judged(found, done, agreed)
         except NodeError as exc:
             self._leave_out(model.device, found.name, exc)

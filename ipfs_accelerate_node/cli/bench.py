@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ipfs_accelerate_node.cli.client import refusal
 from ipfs_accelerate_node.cli.options import REFERENCE, daemon_options
 from ipfs_accelerate_node.cli.render import fields, note, print_json, table, yes_no
-from ipfs_accelerate_node.errors import EXIT_FAILURE
+from ipfs_accelerate_node.errors import EXIT_FAILURE, Unavailable
 
 if TYPE_CHECKING:
     from ipfs_accelerate_node.cli.client import Daemon
@@ -55,7 +56,7 @@ def bench(
     body: dict[str, Any] = {"ref": ref, "publish": publish and not ask, **{k: v for k, v in wanted.items() if v}}
     if workloads:
         body["workloads"] = list(workloads)
-    done = daemon.call("POST", "/api/benchmarks", body)
+    done = _measured(daemon, body, quiet=as_json)
     if ask:
         _ask(done)
         done["results"] = [
@@ -66,6 +67,26 @@ def bench(
         print_json(done)
     else:
         _show(done)
+
+
+def _measured(daemon: Daemon, body: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """What the daemon measured, told on stderr as it goes."""
+    last: tuple[str, str, str] | None = None
+    for name, data in daemon.events("/api/benchmarks", method="POST", body=body):
+        if name == "failed":
+            raise refusal(int(data.get("status", 500)), data)
+        if name == "bench":
+            found: dict[str, Any] = data
+            return found
+        if name != "doing" or quiet:
+            continue
+        phase = (data["device"], data["workload"], data["phase"])
+        if phase != last or data["done"]:
+            what = " ".join(filter(None, (data["workload"], f"on {data['device']}" if data["device"] else "")))
+            count = f" {data['done'] + 1} of {data['of']}" if data["of"] else ""
+            note(f"{what}: {data['phase']}{count}".removeprefix(": "))
+        last = phase
+    raise Unavailable("the daemon stopped before the benchmark was done", code="daemon_gone")
 
 
 def _show(done: dict[str, Any]) -> None:
@@ -88,7 +109,7 @@ def _row(result: dict[str, Any]) -> tuple[object, ...]:
     times = (f"{found['p50_ms']:.4g}", f"{found['p95_ms']:.4g}")
     return (
         record["workload"]["name"], record["device"], record["engine"], record["precision"], *times, rate,
-        _more(found), yes_no(result["published"]), result["envelope_cid"],
+        _more(found), _standing(result), result["envelope_cid"],
     )  # fmt: skip
 
 
@@ -107,9 +128,14 @@ def _show_one(result: dict[str, Any]) -> None:
             ("record", result["record_cid"]),
             ("envelope", result["envelope_cid"]),
             ("signer", result["signer"]),
-            ("published", yes_no(result["published"])),
+            ("published", _standing(result)),
         ]
     )
+
+
+def _standing(result: dict[str, Any]) -> str:
+    """Published is what was read back by CID; queued, what will be as soon as Kubo is there."""
+    return "queued" if result.get("queued") else yes_no(result["published"])
 
 
 def _more(found: dict[str, Any]) -> str:

@@ -155,6 +155,8 @@ class Daemon:
         headers = {"Retry-After": "0"} if status == 503 else {}
         if request.path == "/v1/embeddings" and status == 200:
             headers = {"X-Implementation": "REAL", "X-Device": "cpu", "X-Model-Root": ROOT}
+        if status == 200 and "text/event-stream" in request.headers.get("Accept", ""):
+            return _as_events(body)
         if isinstance(body, str):
             return web.Response(text=body, status=status, content_type="text/html")
         return web.json_response(body, status=status, content_type=kind, headers=headers)
@@ -230,6 +232,14 @@ def _usual_answer(daemon: Daemon, request: web.Request) -> tuple[int, Any]:
             return 200, {"ready": True, "state": "ready", "degraded": [], "kubo": "ready"}
         case _:
             return 404, {"detail": "there is no such path here", "code": "no_route", "exit_code": 3, "status": 404}
+
+
+def _as_events(made: Any) -> web.Response:
+    """A measurement as it is told to who waits for it."""
+    doing = {"device": "cpu", "workload": "tg32", "phase": "measuring", "done": 3, "of": 5}
+    told = [("doing", {**doing, "workload": "", "phase": "loading", "done": 0, "of": 0}), ("doing", doing)]
+    text = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in [*told, ("bench", made)])
+    return web.Response(text=text, content_type="text/event-stream")
 
 
 def _embeddings(daemon: Daemon) -> tuple[int, Any]:
