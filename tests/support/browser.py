@@ -1,4 +1,4 @@
-"""Headless Chromium, driven by its debugging protocol over one WebSocket; what it complains about and asks for is kept."""
+"""Headless Chromium, driven by its debugging protocol over one WebSocket; what it complains of and asks for is kept."""
 
 from __future__ import annotations
 

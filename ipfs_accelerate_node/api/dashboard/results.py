@@ -21,6 +21,7 @@ from ipfs_accelerate_node.store.types import StoredModel
 
 MAX_MODELS = 12
 MAX_ROWS = 60  # of one model
+MAX_HEARD = 5_000  # roots that are looked at, of those that only others measured
 FRESH_S = 60.0  # nothing that is shown is older
 
 
@@ -94,17 +95,21 @@ class ResultsReader:
     def _read(self, models: Sequence[StoredModel], trusted: Collection[str]) -> Findings:
         own, broken = self._own()
         stored = {model.root: model for model in models}
-        heard = set(self._store.models())
         newest_first = sorted(own, key=lambda root: -max(claim.created for claim in own[root]))
-        others = sorted(heard - own.keys(), key=lambda root: (root not in stored, str(root)))
-        roots = [*newest_first, *others]
+        roots = [*newest_first, *self._heard_of(own, stored)]
         shown = [self._of(root, own.get(root, []), stored.get(root), trusted) for root in roots[:MAX_MODELS]]
         return Findings(tuple(one for one in shown if one.rows), max(0, len(roots) - MAX_MODELS), broken)
+
+    def _heard_of(self, own: Collection[Cid], stored: Collection[Cid]) -> list[Cid]:
+        """What only others measured: stored models first, then those that somebody is known to have; what is claimed of
+        a root that nobody may have at all is left out."""
+        heard = sorted(set(self._store.models()).difference(own), key=lambda root: (root not in stored, str(root)))
+        return [root for root in heard[:MAX_HEARD] if root in stored or self._store.confirmed(root) is not None]
 
     def _of(self, root: Cid, own: list[Claim], model: StoredModel | None, trusted: Collection[str]) -> ModelResults:
         claims = self._store.of(root, now=int(time.time()))
         flagged = {key for key in {claim.key for claim in claims} if self._store.standing(key).flagged}
-        confirmed = model is not None or self._store.confirmed(root) is not None  # else nobody may have it at all
+        confirmed = model is not None or self._store.confirmed(root) is not None
         found = ranked(claims if confirmed else (), own, trusted=trusted, flagged=flagged)
         mine = _newest(own)
         rows = [Measured(result, mine.get(_cell(result)) if result.own_ns is not None else None) for result in found]
