@@ -40,6 +40,9 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runnin
         await node.node.add(tiny_model(folder / "tiny"), name="org/tiny")
         await node.node.add(CLIP, name="own/clip")
         await node.node.add(T5, name="own/t5")
+        await node.node.serving.load("own/t5")
+        for task in ("embedding", "zero-shot-image-classification"):
+            await node.node.serving.load("own/clip", task=task)
         yield node
 
 
@@ -230,6 +233,7 @@ async def test_real_models_of_every_kind(tmp_path: Path) -> None:
             await here.node.add(made(name), name=f"own/{name}")
             await here.node.serving.load(f"own/{name}")
         await here.node.add(SAMPLE, name="sentence-transformers/all-MiniLM-L6-v2")
+        await here.node.serving.load("sentence-transformers/all-MiniLM-L6-v2")
         text = await calling(
             of(here, "/models/own/smollm2-135m").text_generation, "The capital of France is", max_new_tokens=3
         )

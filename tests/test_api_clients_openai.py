@@ -30,6 +30,7 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runnin
     folder = tmp_path_factory.mktemp("openai-clients")
     async with running(folder / "cache", threads=1) as node:
         await node.node.add(T5, name="own/t5")
+        await node.node.serving.load("own/t5")
         await node.node.add(tiny_model(folder / "tiny"), name="org/tiny")
         yield node
 
