@@ -84,6 +84,20 @@ async def test_found_by_the_commit_alone(tmp_path: Path) -> None:
                 assert len(hub.seen) == before
 
 
+async def test_published_with_the_pin(tmp_path: Path) -> None:
+    """What the receipt names is what anybody gets by that CID."""
+    async with FakeHub(one_origin=True) as hub:
+        sha = hub.repo("org/open", FILES).refs["main"]
+        with KuboDaemon(tmp_path / "router" / "repo", config=DHT) as router:
+            async with node(tmp_path, "a", router, hub) as first:
+                pinned = await said(first, "pin", "hf:org/open", "--publish-map")
+                published = await said(first, "publish", f"hf:org/open@{sha}")
+                assert pinned["map_envelope"] == published["envelope_cid"]
+                assert published["map"]["root"] == pinned["root"]
+                await asyncio.to_thread(lambda: await_door(way_to(router, published["signer"])))
+                _check_published(router, published, sha)
+
+
 def _check_published(anyone: KuboDaemon, published: dict[str, Any], sha: str) -> None:
     """Every block is to be had by CID, and the meeting place is provided."""
     meeting, block = map_meeting("org/open", sha)
