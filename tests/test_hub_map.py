@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from ipfs_accelerate_node.content.cid import DAG_CBOR, Cid
 from ipfs_accelerate_node.errors import BadContent, IntegrityError, NodeError
 from ipfs_accelerate_node.records.canonical import Value, decode, encode
-from ipfs_accelerate_node.records.envelope import BENCH_PREFIX, LIFETIME_S, MAP_PREFIX, SKEW_S, seal
+from ipfs_accelerate_node.records.envelope import BENCH_PREFIX, LIFETIME_S, MAP_PREFIX, SKEW_S, SealedBlocks, seal
 from ipfs_accelerate_node.records.hub_map import (
     MAX_BLOCK_BYTES,
     MAX_FILES,
     HubMap,
     MappedFile,
     OpenedMap,
-    SealedMap,
     map_links,
     open_map,
     renewed,
@@ -59,7 +58,7 @@ SEALED = seal_map(SMALL, KEY)
 SHARDED = seal_map(LARGE, KEY)
 
 
-def opened(sealed: SealedMap, **how: Any) -> OpenedMap:
+def opened(sealed: SealedBlocks, **how: Any) -> OpenedMap:
     how.setdefault("now", NOW)
     return open_map(sealed.sealed.envelope_bytes, dict(sealed.blocks), **how)
 
@@ -69,10 +68,10 @@ def test_a_map_comes_back_as_it_was() -> None:
         back = opened(sealed)
         assert back.map == made
         assert (back.signer, back.envelope_cid) == (KEY.peer_id, sealed.envelope_cid)
-    assert len(SHARDED.shards) > 1
+    assert len(SHARDED.linked) > 1
     assert all(len(block) <= MAX_BLOCK_BYTES for _, block in SHARDED.blocks)
     assert map_links(SEALED.sealed.envelope_bytes) == [SEALED.sealed.record_cid]
-    assert map_links(SHARDED.sealed.envelope_bytes, SHARDED.sealed.record_bytes) == [cid for cid, _ in SHARDED.shards]
+    assert map_links(SHARDED.sealed.envelope_bytes, SHARDED.sealed.record_bytes) == [cid for cid, _ in SHARDED.linked]
     assert (SMALL.known, LARGE.known) == (2, 5_000)
 
 
@@ -123,7 +122,7 @@ def test_every_bit_of_an_envelope_counts() -> None:
             open_map(bytes(flipped), blocks, now=NOW)
 
 
-def refused(sealed: SealedMap, **how: Any) -> str:
+def refused(sealed: SealedBlocks, **how: Any) -> str:
     with pytest.raises(BadContent) as caught:
         opened(sealed, **how)
     return caught.value.code
@@ -133,10 +132,10 @@ def test_of_a_foreign_topic() -> None:
     record = decode(SEALED.sealed.record_bytes)
     assert isinstance(record, dict)
     assert seal(record, KEY, MAP_PREFIX).record_cid == SEALED.sealed.record_cid
-    assert refused(SealedMap(seal(record, KEY, BENCH_PREFIX))) == "bad_signature"
+    assert refused(SealedBlocks(seal(record, KEY, BENCH_PREFIX))) == "bad_signature"
     bench: dict[str, Value] = {"created": NOW, "expires": NOW + 9, "seq": 1, "model": ROOT}
-    assert refused(SealedMap(seal(bench, KEY, BENCH_PREFIX))) == "bad_signature"
-    assert refused(SealedMap(seal(bench, KEY, MAP_PREFIX))) == "bad_record"
+    assert refused(SealedBlocks(seal(bench, KEY, BENCH_PREFIX))) == "bad_signature"
+    assert refused(SealedBlocks(seal(bench, KEY, MAP_PREFIX))) == "bad_record"
 
 
 def test_times_and_counters() -> None:
@@ -168,14 +167,14 @@ def test_what_is_checked_first() -> None:
     assert isinstance(broken, dict)
     broken["repo"] = ""
     foreign = seal(broken, KEY, BENCH_PREFIX)
-    assert refused(SealedMap(foreign), now=long_ago) == "bad_signature"
-    assert refused(SealedMap(seal(broken, KEY, MAP_PREFIX)), now=long_ago) == "bad_record"
+    assert refused(SealedBlocks(foreign), now=long_ago) == "bad_signature"
+    assert refused(SealedBlocks(seal(broken, KEY, MAP_PREFIX)), now=long_ago) == "bad_record"
     assert refused(SEALED, now=long_ago, newest=(9, ROOT)) == "record_from_future"
 
 
 def test_a_shard_that_lacks_or_is_another() -> None:
     blocks = dict(SHARDED.blocks)
-    first, second = (cid for cid, _ in SHARDED.shards[:2])
+    first, second = (cid for cid, _ in SHARDED.linked[:2])
     envelope = SHARDED.sealed.envelope_bytes
     with pytest.raises(BadContent, match="not there"):
         open_map(envelope, {cid: block for cid, block in blocks.items() if cid != first}, now=NOW)
@@ -227,7 +226,7 @@ def test_another_schema_is_refused(change: Callable[[dict[str, Any]], object]) -
     record = decode(SEALED.sealed.record_bytes)
     assert isinstance(record, dict)
     change(record)
-    assert refused(SealedMap(seal(record, KEY, MAP_PREFIX))) == "bad_record"
+    assert refused(SealedBlocks(seal(record, KEY, MAP_PREFIX))) == "bad_record"
 
 
 def test_what_is_too_large_is_not_made() -> None:

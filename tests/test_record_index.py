@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from ipfs_accelerate_node.content.cid import DAG_CBOR, Cid
 from ipfs_accelerate_node.errors import BadContent, NodeError
 from ipfs_accelerate_node.records.canonical import decode, encode
-from ipfs_accelerate_node.records.envelope import BENCH_PREFIX, INDEX_PREFIX, LIFETIME_S, SKEW_S, seal
+from ipfs_accelerate_node.records.envelope import BENCH_PREFIX, INDEX_PREFIX, LIFETIME_S, SKEW_S, SealedBlocks, seal
 from ipfs_accelerate_node.records.index import (
     ENTRIES_PER_BLOCK,
     LAST_SEQ,
     MAX_ENTRIES,
     OpenedIndex,
     RecordIndex,
-    SealedIndex,
     index_next,
     open_index,
     revocation,
@@ -43,15 +42,15 @@ SMALL = RecordIndex(entries(3), entries(2, 100), 5, NOW, NOW + LIFETIME_S, dial=
 SEALED = seal_index(SMALL, KEY)
 
 
-def blocks(made: SealedIndex) -> dict[Cid, bytes]:
+def blocks(made: SealedBlocks) -> dict[Cid, bytes]:
     return dict(made.blocks)
 
 
-def opened(made: SealedIndex, *, now: int = NOW, **more: object) -> OpenedIndex:
+def opened(made: SealedBlocks, *, now: int = NOW, **more: object) -> OpenedIndex:
     return open_index(made.sealed.envelope_bytes, blocks(made), now=now, **more)  # type: ignore[arg-type]
 
 
-def refusal(made: SealedIndex, given: Mapping[Cid, bytes] | None = None, *, now: int = NOW, **more: object) -> str:
+def refusal(made: SealedBlocks, given: Mapping[Cid, bytes] | None = None, *, now: int = NOW, **more: object) -> str:
     with pytest.raises(NodeError) as refused:
         open_index(made.sealed.envelope_bytes, given or blocks(made), now=now, **more)  # type: ignore[arg-type]
     return refused.value.code
@@ -72,7 +71,7 @@ def test_long_ones_go_on_in_linked_blocks(own: int, seen: int) -> None:
     made = seal_index(replace(SMALL, own=entries(own), seen=entries(seen, 10_000)), KEY)
     assert opened(made).index.own == entries(own)
     assert opened(made).index.seen == entries(seen, 10_000)
-    assert len(made.shards) == max(0, -(-(own + seen) // ENTRIES_PER_BLOCK) - 1)
+    assert len(made.linked) == max(0, -(-(own + seen) // ENTRIES_PER_BLOCK) - 1)
     assert all(len(block) < 64 * 1024 for _, block in made.blocks)
 
 
@@ -85,15 +84,15 @@ def test_more_than_a_reader_takes_is_left_out_and_what_others_said_first() -> No
 
 def test_without_its_later_blocks_the_newest_are_had() -> None:
     made = seal_index(replace(SMALL, own=entries(2500)), KEY)
-    first = {cid: block for cid, block in made.blocks if cid not in dict(made.shards)}
+    first = {cid: block for cid, block in made.blocks if cid not in dict(made.linked)}
     found = open_index(made.sealed.envelope_bytes, first, now=NOW)
     assert found.index.own == entries(ENTRIES_PER_BLOCK)
-    assert index_next(made.sealed.record_bytes) == made.shards[-1][0]
+    assert index_next(made.sealed.record_bytes) == made.linked[-1][0]
 
 
 def test_a_linked_block_is_what_its_link_says() -> None:
     made = seal_index(replace(SMALL, own=entries(1500)), KEY)
-    (link, _), *_ = made.shards
+    (link, _), *_ = made.linked
     assert refusal(made, blocks(made) | {link: encode({"own": [*entries(1, 7)], "seen": []})}) == "hash_mismatch"
 
 
@@ -134,9 +133,9 @@ def test_only_this_key_for_this_purpose() -> None:
     assert refusal(SEALED, key=OTHER.public) == "bad_signature"
     record = decode(SEALED.sealed.record_bytes)
     assert isinstance(record, dict)
-    foreign = SealedIndex(seal(record, KEY, BENCH_PREFIX))
+    foreign = SealedBlocks(seal(record, KEY, BENCH_PREFIX))
     assert refusal(foreign) == "bad_signature"
-    stolen = SealedIndex(seal(record, OTHER, INDEX_PREFIX))  # names KEY inside, signed by another
+    stolen = SealedBlocks(seal(record, OTHER, INDEX_PREFIX))  # names KEY inside, signed by another
     assert refusal(stolen) == "bad_signature"
 
 
@@ -160,8 +159,8 @@ def test_what_is_no_index(change: dict[str, object]) -> None:
     record = decode(SEALED.sealed.record_bytes)
     assert isinstance(record, dict)
 
-    def made() -> SealedIndex:
-        return SealedIndex(seal({**record, **change}, KEY, INDEX_PREFIX))  # type: ignore[dict-item]
+    def made() -> SealedBlocks:
+        return SealedBlocks(seal({**record, **change}, KEY, INDEX_PREFIX))  # type: ignore[dict-item]
 
     with pytest.raises(BadContent):
         opened(made())
@@ -170,7 +169,7 @@ def test_what_is_no_index(change: dict[str, object]) -> None:
 def test_fields_of_a_later_version_are_left_alone() -> None:
     record = decode(SEALED.sealed.record_bytes)
     assert isinstance(record, dict)
-    later = SealedIndex(seal({**record, "colour": "blue"}, KEY, INDEX_PREFIX))
+    later = SealedBlocks(seal({**record, "colour": "blue"}, KEY, INDEX_PREFIX))
     assert opened(later).index == SMALL
 
 

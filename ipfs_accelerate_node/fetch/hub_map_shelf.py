@@ -21,7 +21,8 @@ import msgspec
 
 from ipfs_accelerate_node.content.cid import DAG_CBOR, Cid
 from ipfs_accelerate_node.errors import BadContent, NodeError, NotFound
-from ipfs_accelerate_node.records.hub_map import HubMap, OpenedMap, SealedMap, open_map, seal_map
+from ipfs_accelerate_node.records.envelope import SealedBlocks
+from ipfs_accelerate_node.records.hub_map import HubMap, OpenedMap, open_map, seal_map
 from ipfs_accelerate_node.records.key import NodeKey
 from ipfs_accelerate_node.sources.hub_names import HubRepo
 from ipfs_accelerate_node.store import disk
@@ -43,7 +44,7 @@ class Parcel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blocks: list[bytes]
 
     @classmethod
-    def of(cls, sealed: SealedMap) -> Parcel:
+    def of(cls, sealed: SealedBlocks) -> Parcel:
         blocks = [block for cid, block in sealed.blocks if cid != sealed.envelope_cid]
         return cls(sealed.sealed.envelope_bytes, blocks)
 

@@ -23,8 +23,8 @@ from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.kubo import KuboClient, KuboService
 from ipfs_accelerate_node.kubo.publishing import publish_blocks
 from ipfs_accelerate_node.peers.results_store import ResultsStore, Wanted
-from ipfs_accelerate_node.records.envelope import LIFETIME_S
-from ipfs_accelerate_node.records.index import LAST_SEQ, MAX_ENTRIES, RecordIndex, SealedIndex, revocation, seal_index
+from ipfs_accelerate_node.records.envelope import LIFETIME_S, SealedBlocks
+from ipfs_accelerate_node.records.index import LAST_SEQ, MAX_ENTRIES, RecordIndex, revocation, seal_index
 from ipfs_accelerate_node.records.key import NodeKey
 from ipfs_accelerate_node.records.rendezvous import rendezvous
 
@@ -188,7 +188,7 @@ class ResultsPublisher:
         await in_thread(self._store.done, wanted)
 
     async def _announce(
-        self, client: KuboClient, made: SealedIndex, said: Standing, before: Standing | None
+        self, client: KuboClient, made: SealedBlocks, said: Standing, before: Standing | None
     ) -> Standing:
         """The name points to the index only once its blocks were read back; then those of the last one are let go."""
         note = await publish_blocks(client, made.blocks)
@@ -216,5 +216,5 @@ class ResultsPublisher:
                 self._met.add(model)
 
 
-def _standing(made: SealedIndex, seq: int, content: str, now: int, entries: int) -> Standing:
+def _standing(made: SealedBlocks, seq: int, content: str, now: int, entries: int) -> Standing:
     return Standing(seq, content, str(made.envelope_cid), "", [str(cid) for cid, _ in made.blocks], now, entries)

@@ -36,6 +36,26 @@ class Sealed:
 
 
 @dataclass(frozen=True, slots=True)
+class SealedBlocks:
+    """A signed record that goes on in blocks which it links: what the links name is signed with it. linked: those
+    blocks, each after the ones that it links itself; mostly none."""
+
+    sealed: Sealed
+    linked: tuple[tuple[Cid, bytes], ...] = ()
+
+    @property
+    def envelope_cid(self) -> Cid:
+        return self.sealed.envelope_cid
+
+    @property
+    def blocks(self) -> tuple[tuple[Cid, bytes], ...]:
+        """All of them, each after those it links."""
+        sealed = self.sealed
+        record = (sealed.record_cid, sealed.record_bytes)
+        return (*self.linked, record, (sealed.envelope_cid, sealed.envelope_bytes))
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """A record whose signature holds. key: 36 bytes; signer: its PeerID."""
 

@@ -21,7 +21,7 @@ from ipfs_accelerate_node.records.envelope import (
     LIFETIME_S,
     MAP_PREFIX,
     Opened,
-    Sealed,
+    SealedBlocks,
     check_time,
     envelope_record,
     open_envelope,
@@ -80,25 +80,6 @@ class HubMap:
 
 
 @dataclass(frozen=True, slots=True)
-class SealedMap:
-    """A signed map as blocks. shards: the linked ones, mostly none."""
-
-    sealed: Sealed
-    shards: tuple[tuple[Cid, bytes], ...] = ()
-
-    @property
-    def envelope_cid(self) -> Cid:
-        return self.sealed.envelope_cid
-
-    @property
-    def blocks(self) -> tuple[tuple[Cid, bytes], ...]:
-        """All of them, each after those it links."""
-        sealed = self.sealed
-        record = (sealed.record_cid, sealed.record_bytes)
-        return (*self.shards, record, (sealed.envelope_cid, sealed.envelope_bytes))
-
-
-@dataclass(frozen=True, slots=True)
 class OpenedMap:
     """A map whose signature holds. signer: PeerID of the key that made it."""
 
@@ -108,7 +89,7 @@ class OpenedMap:
     envelope_cid: Cid
 
 
-def seal_map(made: HubMap, key: NodeKey) -> SealedMap:
+def seal_map(made: HubMap, key: NodeKey) -> SealedBlocks:
     """Signs it; the same map and key give the same blocks. Raises BadContent(bad_record) for what no reader takes."""
     files = [_written(file) for file in made.files]
     record: dict[str, Value] = {
@@ -132,7 +113,7 @@ def seal_map(made: HubMap, key: NodeKey) -> SealedMap:
     else:
         record["files"] = [*files]
     _read(record, dict(shards))
-    return SealedMap(seal(record, key, MAP_PREFIX, max_bytes=MAX_BLOCK_BYTES), shards)
+    return SealedBlocks(seal(record, key, MAP_PREFIX, max_bytes=MAX_BLOCK_BYTES), shards)
 
 
 def renewed(made: HubMap, *, created: int, seq: int) -> HubMap:

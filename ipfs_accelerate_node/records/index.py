@@ -18,7 +18,7 @@ from ipfs_accelerate_node.records.canonical import Value, bad, decode, encode
 from ipfs_accelerate_node.records.envelope import (
     INDEX_PREFIX,
     LIFETIME_S,
-    Sealed,
+    SealedBlocks,
     check_time,
     envelope_record,
     open_envelope,
@@ -50,28 +50,6 @@ class RecordIndex:
 
 
 @dataclass(frozen=True, slots=True)
-class SealedIndex:
-    """A signed index as blocks. shards: the linked ones, the last first (each is linked by the one after it)."""
-
-    sealed: Sealed
-    shards: tuple[tuple[Cid, bytes], ...] = ()
-
-    @property
-    def envelope_cid(self) -> Cid:
-        return self.sealed.envelope_cid
-
-    @property
-    def blocks(self) -> tuple[tuple[Cid, bytes], ...]:
-        """All of them, each after the one that it links."""
-        sealed = self.sealed
-        return (
-            *self.shards,
-            (sealed.record_cid, sealed.record_bytes),
-            (sealed.envelope_cid, sealed.envelope_bytes),
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class OpenedIndex:
     """An index whose signature holds. signer: PeerID of key."""
 
@@ -82,7 +60,7 @@ class OpenedIndex:
     envelope_cid: Cid
 
 
-def seal_index(made: RecordIndex, key: NodeKey) -> SealedIndex:
+def seal_index(made: RecordIndex, key: NodeKey) -> SealedBlocks:
     """Signs it; the same index and key give the same blocks. What is beyond MAX_ENTRIES, seen ones first, is left
     out. Raises BadContent(bad_record)."""
     own = [*made.own][:MAX_ENTRIES]
@@ -107,10 +85,10 @@ def seal_index(made: RecordIndex, key: NodeKey) -> SealedIndex:
     if made.revoked:
         record["revoked"] = True
     _read(record)
-    return SealedIndex(seal(record, key, INDEX_PREFIX), tuple(shards))
+    return SealedBlocks(seal(record, key, INDEX_PREFIX), tuple(shards))
 
 
-def revocation(key: NodeKey, *, created: int) -> SealedIndex:
+def revocation(key: NodeKey, *, created: int) -> SealedBlocks:
     """The last index of a key: from created on (seconds since 1970), nothing that it signs is to be believed."""
     last = RecordIndex((), (), LAST_SEQ, created, created + LIFETIME_S, revoked=True)
     return seal_index(last, key)

@@ -13,8 +13,8 @@ from aiohttp import web
 from ipfs_accelerate_node.fetch.hub_claims import MapAnswer
 from ipfs_accelerate_node.fetch.hub_map_shelf import Parcel
 from ipfs_accelerate_node.records.canonical import decode
-from ipfs_accelerate_node.records.envelope import MAP_PREFIX, seal
-from ipfs_accelerate_node.records.hub_map import MAX_BLOCK_BYTES, HubMap, SealedMap, seal_map
+from ipfs_accelerate_node.records.envelope import MAP_PREFIX, SealedBlocks, seal
+from ipfs_accelerate_node.records.hub_map import MAX_BLOCK_BYTES, HubMap, seal_map
 from ipfs_accelerate_node.records.key import NodeKey
 from tests.support.running import Running
 
@@ -40,7 +40,7 @@ def another_record(change: Callable[[dict[str, Any]], object], key: NodeKey = LI
         record = decode(said.maps[0].blocks[-1], max_bytes=MAX_BLOCK_BYTES)
         assert isinstance(record, dict)
         change(record)
-        return msgspec.structs.replace(said, maps=[Parcel.of(SealedMap(seal(record, key, MAP_PREFIX)))])
+        return msgspec.structs.replace(said, maps=[Parcel.of(SealedBlocks(seal(record, key, MAP_PREFIX)))])
 
     return forge
 
