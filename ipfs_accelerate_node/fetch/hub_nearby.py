@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ipfs_accelerate_node.content.build import PROFILE_NAME
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import ModelPlan
-from ipfs_accelerate_node.content.selection import Only
+from ipfs_accelerate_node.content.selection import Only, selected
 from ipfs_accelerate_node.errors import IntegrityError, NoSource, NotFound
 from ipfs_accelerate_node.fetch.engine import Fetcher
 from ipfs_accelerate_node.fetch.hub_shelf import KeptCommit
@@ -104,6 +104,8 @@ class Nearby:
                 only=only,
                 discover=self._discover if everyone else None,
             )
+        if claim.confirmed:
+            await in_thread(self._learn, fetched.plan, files, only)
         wrong = await in_thread(self._wrong, fetched.plan, snapshot, only is None)
         if wrong is not None:
             log.warning("hub.false_map source=%s repo=%s path=%s", claim.source, snapshot.repo, wrong.path)
@@ -119,6 +121,13 @@ class Nearby:
         for cid, file in files.items():
             if self._store.unnamed.name(file.oid, cid):
                 log.info("hub.named path=%s cid=%s", file.path, cid)
+
+    def _learn(self, plan: ModelPlan, files: dict[Cid, HubFile], only: Only | None) -> None:
+        """Which oid has which CID was found out here: nothing is hashed as a whole to find it out again."""
+        for planned in selected(plan, only):
+            file = files.get(planned.cid.canonical)
+            if file is not None and len(file.oid) == 64:
+                self._store.hashing.learned(planned.cid, bytes.fromhex(file.oid))
 
     def _wrong(self, plan: ModelPlan, snapshot: Snapshot, whole: bool) -> HubFile | None:
         """A file that is not what the oid says, or is missing in the root or too many."""
@@ -172,6 +181,8 @@ def stamped(store: Store, model: StoredModel, kept: KeptCommit) -> StoredModel:
     """A model that came by CID, or by a claim before, as that commit's. That it is this very commit only the Hub can
     say: of anybody else it is noted as the claim that it is."""
     known, repo, sure = model.provenance, str(kept.of_repo), kept.confirmed
+    if known.selection is not None and sure:  # of another commit's files: of this one they are all
+        known = replace(known, kind="cid", hub_commit=None, selection=None)
     if known.hub_commit is not None or (not sure and (known.hub_repo, known.claimed_commit) == (repo, kept.commit)):
         return model
     by = "" if sure else f" as {kept.source} claims"

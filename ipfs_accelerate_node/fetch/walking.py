@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ipfs_accelerate_node.content.cid import Cid
@@ -20,6 +20,7 @@ from ipfs_accelerate_node.sources.source import LACKS_BLOCK
 from ipfs_accelerate_node.store import Store
 
 LOOK_AHEAD = 64  # wanted blocks looked at beyond those that are under way or that the source lacks
+LOCAL_AT_ONCE = 16  # blocks read from the store in one go; times 2 MiB bounds the memory
 RACE_AFTER_S = 0.5  # a block that is on its way for so long is asked of one more source
 ASK_AGAIN_S = 0.1  # a peer that lacks a block may be fetching this model itself, and have it by then …
 PATIENCE_S = 4.0  # … so peers are waited for, for so long without any new block
@@ -123,6 +124,9 @@ class Walking:
         await self.land(cid, block, from_source=True)
         await self._durability.room()
 
+    def _locals(self, cids: Sequence[Cid]) -> list[bytes | None]:
+        return [self._local(cid) for cid in cids]
+
     def _local(self, cid: Cid) -> bytes | None:
         block = self._store.block(cid)
         if block is None:
@@ -135,12 +139,12 @@ class Walking:
         """Takes in what the root brings by itself (an inline CID) and then all that the store has, asking nobody."""
         await self._keep(self._walk.root, b"", self._walk.opened, from_source=False)
         absent: set[Cid] = set()
-        while cid := next((c for c in self._walk.wanted(LOOK_AHEAD + len(absent)) if c not in absent), None):
-            block = await in_thread(self._local, cid)
-            if block is None:
-                absent.add(cid)
-            else:
-                await self.land(cid, block)
+        while some := [c for c in self._walk.wanted(LOCAL_AT_ONCE + len(absent)) if c not in absent]:
+            for cid, block in zip(some, await in_thread(self._locals, some), strict=True):
+                if block is None:
+                    absent.add(cid)
+                else:
+                    await self.land(cid, block)
 
     async def land(self, cid: Cid, block: bytes, *, from_source: bool = False) -> None:
         """Takes in a block that was checked; one that came already changes nothing."""
@@ -156,7 +160,7 @@ class Walking:
 
     async def _keep(self, cid: Cid, block: bytes, given: Given, *, from_source: bool) -> None:
         """What the block brought goes to disk."""
-        if given.node:
+        if given.node and from_source:  # else the store has it
             await in_thread(self._store.keep_node, cid, block)
         for payload in given.payloads:
             new_bytes = await in_thread(self._write, payload)

@@ -231,7 +231,7 @@ class FakeHub:
         content = repo.commits[sha].get(path)
         if content is None:
             return web.Response(status=404, headers={**headers, "X-Error-Code": "EntryNotFound"})
-        fault = self._fault(path) if request.method == "GET" else ""
+        fault = self._fault(path) if request.method == "GET" else self.always.get(path, "")
         headers["ETag"] = f'"{oid(path, content)}"'
         if path.endswith(_LFS_SUFFIXES):
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}

@@ -44,8 +44,8 @@ class Line:
 def first(bed: Bed) -> list[Line]:
     """Of files that are not here, after the client asked for the head, as the real ones do: interleaved with the same
     GET at the upstream itself."""
-    large = {f"large-{n}.safetensors": 48 * MIB for n in range(bed.rounds)}
-    small = {f"small-{n}.safetensors": 24 * MIB for n in range(bed.rounds)}
+    large = {f"large-{n}.safetensors": 48 * MIB + n for n in range(bed.rounds)}  # no two of one size, as in life
+    small = {f"small-{n}.safetensors": 24 * MIB + n for n in range(bed.rounds)}
     upstream = bed.upstream({"org/unknown": {"sizes": large}, "org/mapped": {"sizes": {**large, **small}}})
     node = bed.node(upstream)
     node.json("pin", "hf:org/mapped")

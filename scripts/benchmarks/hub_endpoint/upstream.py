@@ -77,7 +77,8 @@ class Upstream:
 
 
 def contents(name: str, made: dict[str, Any]) -> dict[str, bytes]:
-    """Of the repository of that name. folder: the files of a folder; sizes: random bytes by path; many: so many small files."""
+    """Of the repository of that name. folder: the files of a folder; sizes: random bytes by path; many: so many small
+    files."""
     found: dict[str, bytes] = {}
     if "folder" in made:
         root = Path(made["folder"])
