@@ -133,6 +133,16 @@ async def test_it_yields_to_what_clients_of_the_endpoint_brought_file_by_file(
     assert [(str(m.root), m.names, m.pinned) for m in node.node.models()] == [(root, ("mine",), True)]
 
 
+async def test_what_is_a_part_of_one_commit_can_be_all_of_the_next(node: Running, hub: FakeHub) -> None:
+    part = await pinned(node, include=JSON)
+    hub.repos["org/model"].commit({path: FILES[path] for path in ("config.json", "tokenizer.json")})
+    whole = await pinned(node)
+    assert (whole["root"], whole["selection"], whole["bytes_here"]) == (part["root"], None, 16)
+    first = next(iter(hub.repos["org/model"].commits))
+    await pinned(node, f"hf:org/model@{first}")
+    assert model(node, whole["root"]) is not None  # it stands for itself now
+
+
 async def test_exclude_goes_before_include_and_no_match_is_an_error(node: Running, hub: FakeHub) -> None:
     part = await pinned(node, include=["*.json", "*.md"], exclude=["tok*"])
     assert files_of(part) == {"config.json", "README.md"}

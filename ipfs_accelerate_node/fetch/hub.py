@@ -340,8 +340,6 @@ class _Fetch:
             provenance=replace(provenance, selection=left_out(snapshot, found) if is_part else None),
             paths=None if whole or is_part else frozenset(found),
         )
-        if model.provenance.selection is not None and not is_part:  # of another commit: this one is just that
-            model = self._store.set_provenance(model.root, provenance)
         if self._shelf is not None:
             cids = {path: str(file.cid) for path, file in built.items()}
             self._shelf.note_cids(self._repo, snapshot.commit, cids, None if is_part else str(model.root))
