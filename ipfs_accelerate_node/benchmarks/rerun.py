@@ -133,7 +133,7 @@ async def rerun(
     """
     plan = planned(claims, again, hands.accelerators, trusted)
     if not plan.runs:
-        why = "; ".join(dict.fromkeys(left.reason for left in plan.left_out)) or "nobody's results of it are known"
+        why = "; ".join(dict.fromkeys(left.reason for left in plan.left_out)) or "nobody's such results are known here"
         raise NotFound(f"there is nothing to run again: {why}", code="no_claims")
     beside: list[Beside] = []
     errors: list[NodeError] = []
@@ -185,6 +185,8 @@ def _votes(claims: Iterable[Claim], again: Again, trusted: Collection[str]) -> l
     for claim in claims:
         if again.keys and claim.signer not in again.keys:
             continue
+        if again.workloads and claim.workload not in again.workloads:
+            continue
         known = newest.get((claim.key, claim.cell))
         if known is None or claim.seq > known.seq:
             newest[claim.key, claim.cell] = claim
@@ -193,8 +195,6 @@ def _votes(claims: Iterable[Claim], again: Again, trusted: Collection[str]) -> l
 
 def _why_not(claim: Claim, again: Again) -> str:
     """Why it is not run here; empty when it is."""
-    if again.workloads and claim.workload not in again.workloads:
-        return "it was not asked for"
     try:
         kind = workload(claim.workload).kind
     except InvalidInput:

@@ -38,7 +38,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--html", type=_FILE, metavar="FILE", help="Plots and tables as one page (extra plot).")
 @FORCE
 @click.option("--verify", is_flag=True, help="Run here what others claim, and show both; takes minutes.")
-@click.option("--key", "keys", multiple=True, metavar="PEERID", help="With --verify: only what this key claims.")
+@click.option("--signer", "keys", multiple=True, metavar="PEERID", help="With --verify: only what this key claims.")
 @click.option("--device", metavar="D", help="With --verify: run it there, not on what is closest to the claim's.")
 @click.option("--workload", "workloads", multiple=True, metavar="NAME", help="With --verify: only this one.")
 @click.option("--quick", is_flag=True, help="With --verify: fewer repeats, nothing compared with the reference.")
@@ -91,7 +91,8 @@ def _check(*, verify: bool, by_key: bool, hardware: str | None, rerun: dict[str,
     if verify and (by_key or hardware):
         raise click.UsageError("--verify has a row for each claim: leave out --by-key and --hardware")
     if not verify and (alone := [name for name, value in rerun.items() if value]):
-        raise click.UsageError(f"--{alone[0].removesuffix('s')} is for --verify")
+        named = {"keys": "signer", "workloads": "workload"}
+        raise click.UsageError(f"--{named.get(alone[0], alone[0])} is for --verify")
 
 
 def _sheet(done: dict[str, Any] | None, found: dict[str, Any] | None, *, by_key: bool) -> Sheet:

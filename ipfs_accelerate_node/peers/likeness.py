@@ -23,8 +23,9 @@ RULE = (
     "on a processor, else an accelerator of the same name. They are alike if the slower is at most "
     f"{ALIKE:g} times the faster, plus half of the spread of each (the middle half of its samples over their median, "
     f"{MOST_SPREAD:g} at most). What is further apart is flagged as unlike: faster, or slower, than ours. Where this "
-    f"machine has no figure, a key is flagged that is more than {AMONG_KEYS:g} times from the median of at least "
-    f"{FEWEST_KEYS - 1} other keys. Unlike does not mean wrong: it means that something differs."
+    f"machine has no figure, a key is flagged that is more than {AMONG_KEYS:g} times from the median of the others, if "
+    f"more than half of at least {FEWEST_KEYS} keys are nearer to it. Unlike does not mean wrong: it means that "
+    "something differs."
 )
 
 Unlike = Literal["", "faster", "slower"]
@@ -74,7 +75,14 @@ def outliers(votes: Iterable[Claim]) -> dict[bytes, Unlike]:
 
 
 def _among(vote: Claim, alike: Sequence[Claim]) -> Unlike:
+    """Of a split into halves nobody knows which one is odd."""
     others = statistics.median(other.median_ns for other in alike if other.key != vote.key)
-    if vote.median_ns * AMONG_KEYS < others:
+    said = _far(vote.median_ns, others)
+    agreeing = sum(1 for one in alike if not _far(one.median_ns, others))
+    return said if 2 * agreeing > len(alike) else ""
+
+
+def _far(median_ns: int, others_ns: float) -> Unlike:
+    if median_ns * AMONG_KEYS < others_ns:
         return "faster"
-    return "slower" if vote.median_ns > others * AMONG_KEYS else ""
+    return "slower" if median_ns > others_ns * AMONG_KEYS else ""
