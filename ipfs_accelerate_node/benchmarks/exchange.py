@@ -113,7 +113,7 @@ class Exchange:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            self.store = await in_thread(ResultsStore, self._cache)
+            self.store = await in_thread(lambda: ResultsStore(self._cache, trusted=lambda: self.book.trusted))
             stack.callback(self.store.close)
             self.publisher = ResultsPublisher(
                 self.store,

@@ -1,6 +1,7 @@
 """Claims of peers that were verified and accepted: ``<cache>/results.sqlite``.
 
-Bounded for each key and in all: who floods only pushes out itself, and of the whole the oldest go first. Of one key and
+Bounded for each key and in all: who floods only pushes out itself, and of the whole the oldest go first, those of keys
+that the user trusts last: however many keys somebody makes, they hide none of theirs. Of one key and
 cell (`Claim.cell`) the newest stays; an older one is refused, one that is here is known. Two records of a key under one
 number are both kept, and the key is flagged. What a revoked key says is not shown, and not taken.
 
@@ -13,7 +14,7 @@ import logging
 import sqlite3
 import threading
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -68,6 +69,13 @@ CREATE TRIGGER IF NOT EXISTS claims_go AFTER DELETE ON claims BEGIN
 END;
 """
 
+_ABOUT = (
+    f"SELECT {', '.join('c.' + name for name in _COLUMNS)} FROM claims c LEFT JOIN keys k ON k.key = c.key "
+    "WHERE c.model = ? AND c.expires > ? AND ifnull(k.revoked, 0) = 0 {which} ORDER BY c.created DESC LIMIT ?"
+)
+
+_NOT_TRUSTED = "WHERE signer NOT IN (SELECT signer FROM trusted)"
+
 Taken = Literal["accepted", "known", "stale", "revoked", "full"]
 Deed = Literal["publish", "keep", "drop"]
 
@@ -93,10 +101,11 @@ class KeyStanding:
 
 
 class ResultsStore:
-    """Blocks; safe for several threads of one process."""
+    """Blocks; safe for several threads of one process. trusted: PeerIDs of keys, as they are now."""
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, *, trusted: Callable[[], Collection[str]] = frozenset) -> None:
         self._path = cache / _FILE
+        self._trusted = trusted
         self._lock = threading.Lock()
         try:
             self._db = self._opened()
@@ -115,6 +124,7 @@ class ResultsStore:
         """What became of each, in order; all of them in one step. Raises StorageError."""
         least = _least_seqs(claims)
         with self._writing() as db:
+            _name_trusted(db, self._trusted())
             counts: dict[bytes, int] = {}
             taken: list[Taken] = [
                 _take(db, claim, counts) if claim.seq >= least.get(claim.key, 0) else "full" for claim in claims
@@ -123,14 +133,15 @@ class ResultsStore:
             return taken
 
     def of(self, model: Cid, *, limit: int = QUERY_LIMIT, now: int = 0) -> list[Claim]:
-        """The newest claims about a root; not those of revoked keys, nor expired ones (now: seconds since 1970)."""
+        """The newest claims about a root, those of trusted keys before all others; not those of revoked keys, nor
+        expired ones (now: seconds since 1970)."""
+        about = (bytes(model.canonical), now)
+        known = sorted(self._trusted())
         with self._reading() as db:
-            rows = db.execute(
-                f"SELECT {', '.join('c.' + name for name in _COLUMNS)} FROM claims c "
-                "LEFT JOIN keys k ON k.key = c.key WHERE c.model = ? AND c.expires > ? AND ifnull(k.revoked, 0) = 0 "
-                "ORDER BY c.created DESC LIMIT ?",
-                (bytes(model.canonical), now, limit),
-            ).fetchall()
+            named = f"c.signer IN ({', '.join('?' * len(known))})"
+            rows = db.execute(_ABOUT.format(which=f"AND {named}"), (*about, *known, limit)).fetchall() if known else []
+            which, more = (f"AND NOT {named}", known) if rows else ("", [])
+            rows += db.execute(_ABOUT.format(which=which), (*about, *more, limit - len(rows))).fetchall()
         return [_claim(row) for row in rows]
 
     def has(self, envelopes: Sequence[Cid]) -> set[Cid]:
@@ -335,13 +346,20 @@ def _know(db: sqlite3.Connection, key: bytes) -> None:
     if db.execute("SELECT 1 FROM keys WHERE key = ?", (key,)).fetchone():
         return
     if db.execute("SELECT count(*) FROM keys").fetchone()[0] >= MAX_KEYS:
-        oldest = db.execute("SELECT key FROM claims ORDER BY created LIMIT 1").fetchone()
+        oldest = db.execute(f"SELECT key FROM claims {_NOT_TRUSTED} ORDER BY created LIMIT 1").fetchone()
         if oldest is not None:
             db.execute("DELETE FROM claims WHERE key = ?", oldest)
         db.execute(
             "DELETE FROM keys WHERE NOT revoked AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.key = keys.key)"
         )
     db.execute("INSERT INTO keys(key) VALUES(?)", (key,))
+
+
+def _name_trusted(db: sqlite3.Connection, signers: Collection[str]) -> None:
+    """For this step: those whose claims do not make room for others'."""
+    db.execute("CREATE TEMP TABLE IF NOT EXISTS trusted(signer TEXT PRIMARY KEY) WITHOUT ROWID")
+    db.execute("DELETE FROM trusted")
+    db.executemany("INSERT OR IGNORE INTO trusted VALUES(?)", [(signer,) for signer in signers])
 
 
 def _flag(db: sqlite3.Connection, key: bytes) -> None:
@@ -352,7 +370,8 @@ def _flag(db: sqlite3.Connection, key: bytes) -> None:
 def _trim(db: sqlite3.Connection) -> None:
     surplus = db.execute("SELECT count(*) FROM claims").fetchone()[0] - MAX_CLAIMS
     if surplus > 0:
-        db.execute("DELETE FROM claims WHERE rowid IN (SELECT rowid FROM claims ORDER BY created LIMIT ?)", (surplus,))
+        oldest = f"SELECT rowid FROM claims {_NOT_TRUSTED} ORDER BY created LIMIT ?"
+        db.execute(f"DELETE FROM claims WHERE rowid IN ({oldest})", (surplus,))
 
 
 def _row(claim: Claim) -> tuple[object, ...]:
