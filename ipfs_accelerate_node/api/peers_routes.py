@@ -51,6 +51,7 @@ async def list_peers(request: web.Request) -> web.Response:
             "serves_peers": here.config.serve_peers,
             "allowed": here.exchange.book.allowed,
             "index": {"standing": here.exchange.publisher.standing(), "reason": here.exchange.publisher.reason},
+            "queued": len(await asyncio.to_thread(here.exchange.store.queued)),
             "tunnels": [
                 {"peer_id": t.peer_id, "node": t.who.peer_id, "version": t.who.version, "in_use": t.users}
                 for t in peers.tunnels.now()

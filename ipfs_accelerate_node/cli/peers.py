@@ -45,6 +45,8 @@ def list_peers(daemon: Daemon, as_json: bool) -> None:
         if peer not in {row[0] for row in rows}
     ]
     table(("peer", "from", "trusted", "tunnel"), rows)
+    if known["queued"]:
+        note(f"{known['queued']} records are queued: published as soon as Kubo is there")
     if known["serves_peers"]:
         note(f"may run models here: {', '.join(known['allowed']) or 'nobody yet (peers allow PEERID)'}")
     elif known["allowed"]:
