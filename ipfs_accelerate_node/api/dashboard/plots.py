@@ -203,7 +203,7 @@ def throughput(rows: Sequence[Measured]) -> LinePlot | BarPlot | None:
     rated = [row for row in rated if row.own] or rated
     lines: dict[tuple[object, ...], dict[int, Measured]] = {}
     for row in rated:
-        if row.batch is not None:
+        if row.batch:
             others = tuple(sorted((k, v) for k, v in settings(row.result).items() if k != "batch"))
             key = (others, row.result.unit, row.result.task, place(row.result))
             lines.setdefault(key, {})[row.batch] = row
@@ -299,9 +299,10 @@ def comparison(rows: Sequence[Measured]) -> PairPlot | None:
     ]
     scale = Scale(values, 6, WIDTH - 6, log=True)
     pairs = [_pair(row.result, scale, _TOP + ROW * index + 13) for index, row in enumerate(shown)]
+    both = any(pair.own is not None for pair in pairs)
     return PairPlot(
-        "This machine against others",
-        "faster or slower here than what others claim",
+        "This machine against others" if both else "What others measured",
+        "faster or slower here than what others claim" if both else "claims, one vote a key",
         "milliseconds, median" + (", logarithmic" if scale.log else ""),
         tuple(pairs),
         _ticks(scale),
@@ -379,6 +380,6 @@ def _ticks(scale: Scale) -> tuple[Tick, ...]:
 
 def _tick(value: float) -> str:
     for factor, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 10 * factor or (value >= factor and value % factor == 0):
+        if value >= factor:
             return f"{value / factor:g}{sign}"
     return f"{value:g}" if value < 1e12 else f"{value:.0e}"

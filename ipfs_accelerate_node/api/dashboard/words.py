@@ -29,7 +29,7 @@ def size(count: int | None) -> str:
     while value >= 999.5 and power + 1 < len(_SIZES):
         value, power = value / 1000, power + 1
     unit = _SIZES[power]
-    return f"{value:.0f} {unit}" if value >= 100 else f"{value:#.3g}".rstrip(".") + f" {unit}"
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:#.3g}".rstrip(".") + f" {unit}"
 
 
 def number(value: float | None) -> str:
