@@ -20,6 +20,7 @@ from ipfs_accelerate_node.api.told_events import Event, Put, streamed, wants_eve
 from ipfs_accelerate_node.api.wire import ReportRequest, json_reply
 from ipfs_accelerate_node.benchmarks.cells import Cell, Report
 from ipfs_accelerate_node.benchmarks.last_report import keep_report
+from ipfs_accelerate_node.benchmarks.neighbours import with_claims
 from ipfs_accelerate_node.benchmarks.report import Step, Tell, report
 from ipfs_accelerate_node.errors import Conflict
 
@@ -45,8 +46,11 @@ async def make_report(request: web.Request) -> web.StreamResponse:
 
 
 async def _made(request: web.Request, body: ReportRequest, tell: Tell = lambda _: None) -> Report:
-    """Kept for who looks later."""
-    made = await report(node(request), refs=body.refs, devices=body.devices, precisions=body.precisions, tell=tell)
+    """Kept for who looks later. What peers claim of the same models comes with it where that was asked for."""
+    here = node(request)
+    made = await report(here, refs=body.refs, devices=body.devices, precisions=body.precisions, tell=tell)
+    if body.peers:
+        made = await with_claims(made, here.exchange.results, lambda root: here.find(str(root)).public)
     await asyncio.to_thread(keep_report, request.app[CONFIG].cache, made)
     return made
 

@@ -53,11 +53,44 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-class Report(msgspec.Struct, frozen=True):
-    """machine: what the speeds depend on, and the devices that were found; nothing of who or where it is."""
+class ClaimedCell(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key claims that one model does on another machine. No `Cell`, so that nothing counts it as one: whether it
+    is REAL nobody here knows.
+
+    device_name, cpu: of that machine. signer: PeerID. unlike: how far it is from what this machine measured
+    (`peers.likeness`). p50_ms: a median, of the workload ``by``. throughput: of ``throughput_by``. created: when it was
+    measured, in seconds since 1970.
+    """
+
+    model: str
+    root: str
+    task: str
+    device: str
+    device_name: str
+    cpu: str
+    engine: str
+    precision: str
+    signer: str
+    trusted: bool = False
+    unlike: Literal["", "faster", "slower"] = ""
+    p50_ms: Number | None = None
+    by: str = ""
+    throughput: Number | None = None
+    throughput_by: str = ""
+    unit: str = ""
+    load_s: Number | None = None
+    created: int = 0
+
+
+class Report(msgspec.Struct, frozen=True, omit_defaults=True):
+    """machine: what the speeds depend on, and the devices that were found; nothing of who or where it is. cells: what
+    ran here. claims: what others say of the same models, where they were asked; not_asked: models that are private
+    here."""
 
     machine: dict[str, Any]
     cells: tuple[Cell, ...]
+    claims: tuple[ClaimedCell, ...] = ()
+    not_asked: tuple[str, ...] = ()
 
 
 class SideCell(Cell, frozen=True, kw_only=True):
@@ -94,7 +127,8 @@ def read_report(data: bytes, *, name: str) -> Report:
 
 
 def compare(reports: Sequence[Report]) -> Comparison:
-    """All cells of all machines; order: models as they come, then devices, then by status."""
+    """All cells of all machines; order: models as they come, then devices, then by status. Claims are no cells of any
+    machine here, and stay out."""
     models: dict[str, int] = {}
     devices: dict[str, int] = {}
     cells: list[SideCell] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ipfs_accelerate_node.cli.client import refusal
+from ipfs_accelerate_node.cli.new_files import FORCE, check_new, write_new
 from ipfs_accelerate_node.cli.options import REFERENCE, daemon_options
 from ipfs_accelerate_node.cli.render import note, print_json
 from ipfs_accelerate_node.errors import InvalidInput, Unavailable
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     "--compare", "others", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
     help="Set beside what `report --json` wrote elsewhere; with two of them nothing is measured here.",
 )  # fmt: skip
+@click.option("--peers", is_flag=True, help="Set beside what other nodes claim of the same models; they are asked.")
+@FORCE
 @daemon_options
 def report(
     refs: tuple[str, ...],
@@ -36,21 +39,28 @@ def report(
     precisions: tuple[str, ...],
     markdown: Path | None,
     others: tuple[Path, ...],
+    peers: bool,
+    force: bool,
     daemon: Daemon,
     as_json: bool,
 ) -> None:
     """Run every model on every device and say what is REAL, how fast, and by what evidence.
 
     Each device is loaded by name, read back, and compared with torch on the CPU in f32. What has no device here is
-    UNAVAILABLE; mocks are never measured. It takes minutes; without a REF, every stored model is run.
+    UNAVAILABLE; mocks are never measured. It takes minutes; without a REF, every stored model is run. What others claim
+    is marked CLAIM: it was not run here.
     """
+    if others and peers:
+        raise click.UsageError("claims are not cells that machines are compared by: leave out --peers or --compare")
     if len(others) > 1 and (refs or devices or precisions):
         raise click.UsageError("with two files to --compare nothing is measured: leave out models and devices")
+    if markdown is not None:
+        check_new(markdown, force=force)
     reports = [_read(path) for path in others]
     if len(others) < 2:
-        wanted = {"refs": refs, "devices": devices, "precisions": precisions}
-        reports.insert(0, _made(daemon, {k: list(v) for k, v in wanted.items() if v}, quiet=as_json))
-    _show(reports, markdown, as_json=as_json)
+        wanted = {"refs": list(refs), "devices": list(devices), "precisions": list(precisions), "peers": peers}
+        reports.insert(0, _made(daemon, {name: value for name, value in wanted.items() if value}, quiet=as_json))
+    _show(reports, markdown, force=force, as_json=as_json)
 
 
 def _read(path: Path) -> Report:
@@ -86,7 +96,7 @@ def _made(daemon: Daemon, wanted: dict[str, Any], *, quiet: bool) -> Report:
     raise Unavailable("the daemon stopped before the report was whole", code="daemon_gone")
 
 
-def _show(reports: list[Report], markdown: Path | None, *, as_json: bool) -> None:
+def _show(reports: list[Report], markdown: Path | None, *, force: bool, as_json: bool) -> None:
     import msgspec
 
     from ipfs_accelerate_node.benchmarks.cells import compare
@@ -95,10 +105,7 @@ def _show(reports: list[Report], markdown: Path | None, *, as_json: bool) -> Non
     together = compare(reports) if len(reports) > 1 else None
     if markdown is not None:
         text = report_tables.markdown(reports[0]) if together is None else report_tables.markdown_of_many(together)
-        try:
-            markdown.write_text(text, encoding="utf-8")
-        except OSError as exc:
-            raise InvalidInput(f"{markdown} cannot be written: {exc.strerror}", param="markdown") from exc
+        write_new(markdown, text.encode("utf-8", "backslashreplace"), force=force)
     if as_json:
         print_json(msgspec.to_builtins(together or reports[0]))
     elif together is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ipfs_accelerate_node.benchmarks.cells import Cell, Comparison, Report, SideCell, matrix
+from ipfs_accelerate_node.benchmarks.cells import Cell, ClaimedCell, Comparison, Report, SideCell, matrix
 from ipfs_accelerate_node.cli.render import clean, size, table
 
 HEADER = (
@@ -67,22 +67,98 @@ def machine_lines(machine: dict[str, Any]) -> list[str]:
     return lines
 
 
+CLAIM = "CLAIM"
+HERE = "this machine"
+CLAIMS = (
+    "Rows marked CLAIM were signed by other nodes and not run here: who says so is proven, that it is true is not, and "
+    "none of them makes a model REAL on this machine."
+)
+
+
+def claim_row(claim: ClaimedCell) -> tuple[str, ...]:
+    """In the columns of HEADER. What was not measured there, or not told, is empty."""
+    return (
+        claim.model,
+        claim.task,
+        claim.device,
+        claim.engine,
+        claim.precision,
+        CLAIM,
+        "",
+        "" if claim.p50_ms is None else f"{claim.p50_ms:.4g}",
+        "",
+        "" if claim.throughput is None else f"{claim.throughput:.4g} {claim.unit}",
+        "",
+        "" if claim.load_s is None else f"{claim.load_s:.3g}",
+    )
+
+
+def claim_machine(claim: ClaimedCell) -> str:
+    """Whose claim it is, and on what."""
+    hardware = dict.fromkeys((claim.device_name, claim.cpu))
+    return f"claim by {claim.signer} ({', '.join(name for name in hardware if name)})"
+
+
+def claim_remarks(claim: ClaimedCell) -> list[str]:
+    by = f"p50 by {claim.by}, throughput by {claim.throughput_by}"
+    flags = (
+        "signed, not run here",
+        "a key that you trust" if claim.trusted else "",
+        f"unlike: {claim.unlike} than like hardware, which does not mean wrong" if claim.unlike else "",
+        by if claim.by else "",
+    )
+    return [flag for flag in flags if flag]
+
+
+def with_machines(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows, claims after the cells of their model; without claims no column says whose a row is."""
+    if not report.claims:
+        return HEADER, [row(cell) for cell in report.cells]
+    rows: list[tuple[str, ...]] = []
+    models = [*(cell.model for cell in report.cells), *(claim.model for claim in report.claims)]
+    for model in dict.fromkeys(models):
+        rows += [(HERE, *row(cell)) for cell in report.cells if cell.model == model]
+        rows += [(claim_machine(claim), *claim_row(claim)) for claim in report.claims if claim.model == model]
+    return ("machine", *HEADER), rows
+
+
+def asked_nobody(report: Report) -> list[str]:
+    return [f"{model} is private here: nobody was asked about it" for model in report.not_asked]
+
+
 # -- terminal and pipe
 
 
 def show(report: Report, *, terminal: bool) -> None:
     """Into a pipe one line per cell with everything in it; on a terminal the table, then its remarks."""
     if not terminal:
-        table((*HEADER, "remarks"), [(*row(cell), "; ".join(remarks(cell))) for cell in report.cells])
+        _pipe(report)
         return
     for line in machine_lines(report.machine):
         print(clean(line))
     print()
-    table([HEADER[i] for i in _SHORT], [[row(cell)[i] for i in _SHORT] for cell in report.cells])
+    header, rows = with_machines(report)
+    first = len(header) - len(HEADER)
+    shown = [*range(first), *(first + i for i in _SHORT)]
+    table([header[i] for i in shown], [[cells[i] for i in shown] for cells in rows])
     print()
     for cell in report.cells:
         for remark in remarks(cell):
             print(clean(f"{cell.model} on {cell.device} ({cell.precision}): {remark}"))
+    if report.claims:
+        print(clean(CLAIMS))
+    for line in asked_nobody(report):
+        print(clean(line))
+
+
+def _pipe(report: Report) -> None:
+    said = ["; ".join(remarks(cell)) for cell in report.cells]
+    if not report.claims:
+        table((*HEADER, "remarks"), [(*row(cell), more) for cell, more in zip(report.cells, said, strict=True)])
+        return
+    rows = [(HERE, *row(cell), more) for cell, more in zip(report.cells, said, strict=True)]
+    rows += [(claim_machine(c), *claim_row(c), "; ".join(claim_remarks(c))) for c in report.claims]
+    table(("machine", *HEADER, "remarks"), rows)
 
 
 def show_many(together: Comparison) -> None:
@@ -142,8 +218,17 @@ def overview(together: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def markdown(report: Report) -> str:
     lines = ["# Report", "", *_machine_markdown(report.machine), ""]
-    lines += _markdown_table(HEADER, [row(cell) for cell in report.cells])
-    return "\n".join([*lines, "", *_evidence(report.cells)]) + "\n"
+    lines += _markdown_table(*with_machines(report))
+    lines += ["", *_evidence(report.cells)]
+    if report.claims:
+        lines += ["", escaped(CLAIMS), ""]
+        lines += [
+            f"- {escaped(c.model)} on {escaped(c.device)} ({escaped(c.precision)}), {escaped(claim_machine(c))}: "
+            f"{escaped('; '.join(claim_remarks(c)))}"
+            for c in report.claims
+        ]
+    lines += [f"- {escaped(line)}" for line in asked_nobody(report)]
+    return "\n".join(lines) + "\n"
 
 
 def markdown_of_many(together: Comparison) -> str:
