@@ -87,8 +87,8 @@ async def test_all_files_come_back_and_are_the_model_again(node: Running, hub: F
     replies = await asyncio.gather(*(node.ask("GET", url(path)) for path in FILES))
     assert [reply.body for reply in replies] == list(FILES.values())
     async with asyncio.timeout(20):  # the last byte leaves before the file is a blob
-        while [model.complete for model in node.node.models()] != [True]:
-            await asyncio.sleep(0)
+        while [model["complete"] for model in (await node.admin("GET", "/api/store")).json["models"]] != [True]:
+            pass
 
 
 async def test_a_shelf_of_nodes_that_is_damaged_is_no_map(cache: Path, node: Running, hub: FakeHub) -> None:

@@ -52,6 +52,7 @@ async def node(cache: Path, hub: FakeHub) -> AsyncIterator[Running]:
 
 async def download(endpoint: str, folder: Path) -> str:
     """sha256 of what the real client has in the end, or its error."""
+    folder.mkdir(exist_ok=True)
     environment = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(folder),
@@ -72,17 +73,39 @@ def sent_bytes(node: Running, hub: FakeHub) -> list[str | None]:
     return [s.headers.get("Range") for s in hub.seen if s.method == "GET" and s.path.startswith("/behind/")]
 
 
-async def test_the_plain_client_takes_a_corrupt_file_and_ours_never_does(
-    node: Running, hub: FakeHub, tmp_path: Path
-) -> None:
+async def test_ours_never_takes_a_corrupt_file(node: Running, hub: FakeHub, tmp_path: Path) -> None:
     """The same size, one bit flipped on its way from the upstream."""
-    hub.faults["model.safetensors"] = ["flip"] * 99
-    (plain := tmp_path / "plain").mkdir()
-    assert await download(hub.url, plain) not in (RIGHT, "")
     hub.faults["model.safetensors"] = ["flip"]
-    (ours := tmp_path / "ours").mkdir()
-    assert await download(node.url, ours) == RIGHT
+    assert await download(node.url, tmp_path) == RIGHT
     assert node.node.store.unnamed.was_given(RIGHT)  # somebody may still have the beginning of the wrong one
+
+
+@pytest.mark.parametrize("mib", [64, pytest.param(200, marks=[pytest.mark.full, pytest.mark.timeout(300)])])
+async def test_what_the_plain_client_takes_ends_right_or_with_an_error_through_the_node(
+    cache: Path, tmp_path: Path, mib: int
+) -> None:
+    """The same call of the same client, of the same corrupt file: straight from the upstream, through a node whose
+    upstream mends itself, and through one whose does not."""
+    content = random.Random(mib).randbytes(mib * MIB)
+    right, wrong = hashlib.sha256(content), hashlib.sha256(bytes([content[0] ^ 1]) + content[1:])
+    files = {"config.json": b"{}", "model.safetensors": content}
+    said = {}
+    async with FakeHub() as elsewhere, FakeHub(one_origin=True) as hub:
+        for upstream in (elsewhere, hub):
+            upstream.repo("org/big", files)
+        elsewhere.always["model.safetensors"] = "flip"
+        said["plain"] = await download(elsewhere.url, tmp_path / "plain")
+        hub.faults["model.safetensors"] = ["flip"]
+        async with running(cache, hf_upstream=hub.url) as node:
+            said["once"] = await download(node.url, tmp_path / "once")
+        hub.always["model.safetensors"] = "flip"
+        (other := tmp_path / "other").mkdir(mode=0o700)
+        async with running(other, hf_upstream=hub.url) as node:
+            said["always"] = await download(node.url, tmp_path / "always")
+    assert said["plain"] == wrong.hexdigest()  # accepted: it looks at the size alone
+    assert said["once"] == right.hexdigest()
+    assert "hash_mismatch" in said["always"]
+    assert list((tmp_path / "always").rglob("snapshots/*/*")) == []
 
 
 async def test_where_no_good_source_is_left_the_client_ends_with_an_error(

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 FRESH_S = 60.0  # what a branch means is taken from the shelf for so long
 PATIENCE_S = 2.0  # for the Hub, where the shelf has an answer that may be old
 OUTAGE_S = 30.0  # a Hub that did not answer is not waited for again
-LINGER_S = 30.0  # a file is fetched on for so long after its last client left: it may come back for the rest
+LINGER_S = 1.5  # a file is fetched on for so long after its last client left: the real ones come back after a second
 WRONG_S = 20.0  # a file that came wrong twice is not fetched again so soon, whoever asks
 MAX_WRONG = 1000
 

@@ -210,8 +210,7 @@ class Receiver:
     @asynccontextmanager
     async def mapped(self, file: HubFile, cid: Cid, *, is_sure: bool = False) -> AsyncIterator[Arrival]:
         """While somebody brings the file by its CID: an arrival that others read along, with an outcome to be set. Not
-        seen by them where another one is under way already. is_sure: that the CID is the file's this node found out
-        itself."""
+        seen by them where another one is under way already. is_sure: this node itself found out the file's CID."""
         arrival = Arrival(file, "map")
         arrival.is_sure = is_sure
         arrival.part = MappedPart(self._store, cid)

@@ -78,6 +78,8 @@ class FakeHub:
         self.faults: defaultdict[str, list[str]] = defaultdict(list)
         self.always: dict[str, str] = {}  # the fault of every request for a file that has none queued
         self.sent_bytes = 0  # of files
+        self.idle = asyncio.Event()  # while no file is being sent
+        self._sending = 0
         self.seen: list[Seen] = []
         self.budget: int | None = None  # bytes of files that it still sends before it dies, as a whole
         self.url = self.cdn = self.other = ""
@@ -257,14 +259,26 @@ class FakeHub:
             behind = f"{self.url}/behind" if self.one_origin else self.cdn
             headers["Location"] = f"{behind}/{key}?{SIGNED}"
             return web.Response(status=302, headers=headers)
-        return await _send(request, content, headers, fault, self)
+        return await self._give(request, content, headers, fault)
 
     async def _cdn(self, request: web.Request) -> web.StreamResponse:
         key = request.path.strip("/").removeprefix("behind/")
         if key not in self._behind or request.query_string != SIGNED:
             return web.Response(status=403)
         content, fault = self._behind[key]
-        return await _send(request, content, {"ETag": '"of-the-cdn"'}, fault, self)
+        return await self._give(request, content, {"ETag": '"of-the-cdn"'}, fault)
+
+    async def _give(
+        self, request: web.Request, content: bytes, headers: Mapping[str, str], fault: str
+    ) -> web.StreamResponse:
+        self._sending += 1
+        self.idle.clear()
+        try:
+            return await _send(request, content, headers, fault, self)
+        finally:
+            self._sending -= 1
+            if not self._sending:
+                self.idle.set()
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
         return web.json_response([])
