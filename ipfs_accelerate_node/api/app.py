@@ -18,6 +18,7 @@ from ipfs_accelerate_node.api import (
     kserve_routes,
     native,
     openai_routes,
+    openapi,
     peers_inference,
     peers_routes,
     pins,
@@ -45,6 +46,7 @@ from ipfs_accelerate_node.node import Node
 
 ROUTES = (
     *health.ROUTES,
+    *openapi.ROUTES,
     *openai_routes.ROUTES,
     *tei_info.ROUTES,
     *tei_routes.ROUTES,
@@ -103,5 +105,6 @@ def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = N
         giving,
     )
     dashboard.furnish(app)
+    app[openapi.MADE] = {}
     mount(app, peers_inference.peers_too(ROUTES))
     return app

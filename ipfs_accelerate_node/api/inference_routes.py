@@ -282,9 +282,9 @@ def _choice(model: LoadedModel) -> dict[str, object]:
 
 
 ROUTES = (
-    Route("POST", "/api/infer", infer, Surface.INFER),
+    Route("POST", "/api/infer", infer, Surface.INFER, takes=InferRequest),
     Route("GET", "/api/loads", list_loads, Surface.INFER),
-    Route("POST", "/api/loads", load, Surface.STATE),
+    Route("POST", "/api/loads", load, Surface.STATE, takes=LoadRequest),
     Route("GET", "/api/loads/{name:.+}", show_load, Surface.INFER),
     Route("DELETE", "/api/loads/{name:.+}", unload, Surface.STATE),
     Route("GET", "/api/accelerators", accelerators, Surface.INFER),

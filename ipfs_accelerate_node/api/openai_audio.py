@@ -21,7 +21,7 @@ from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import BODY_STALL_S, check_content_type
 from ipfs_accelerate_node.api.context import node
 from ipfs_accelerate_node.api.inference_replies import inputs_called, mark_of, model_reply
-from ipfs_accelerate_node.api.openai_wire import Transcription, VerboseTranscription
+from ipfs_accelerate_node.api.openai_wire import Transcription, TranscriptionForm, VerboseTranscription
 from ipfs_accelerate_node.api.pipeline import Route
 from ipfs_accelerate_node.api.problems import Dialect
 from ipfs_accelerate_node.content.cid import shown
@@ -195,6 +195,8 @@ ROUTES = (
         transcriptions,
         Surface.INFER,
         Dialect.OPENAI,
+        takes=TranscriptionForm,
+        takes_type="multipart/form-data",
         gives=Transcription,
     ),
 )

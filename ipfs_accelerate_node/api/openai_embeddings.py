@@ -64,7 +64,7 @@ def vectors_of(done: Inferred) -> Embeddings:
     """The same with all vectors as one array."""
     vectors = [output.values for output in done.outputs if isinstance(output, Vector)]
     truncated = sum(output.truncated for output in done.outputs)
-    return Embeddings(np.stack(vectors), done.tokens, done.model, done.seconds, truncated)
+    return Embeddings(np.stack(vectors), done.tokens, done.model, done.seconds, truncated, done.timing)
 
 
 def _items(body: EmbeddingsRequest) -> list[Item]:

@@ -172,6 +172,16 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     implementation: Mark = msgspec.UNSET
 
 
+class TranscriptionForm(msgspec.Struct, frozen=True):
+    """What a form holds; its fields are read one by one. file: a WAV file."""
+
+    file: Annotated[str, msgspec.Meta(extra_json_schema={"format": "binary"})]
+    model: NameText
+    language: str | None = None
+    response_format: Literal["json", "text", "verbose_json"] = "json"
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+
+
 class Transcription(msgspec.Struct, frozen=True):
     text: str
     implementation: Mark = msgspec.UNSET

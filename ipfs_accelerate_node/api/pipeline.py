@@ -36,8 +36,8 @@ _OWN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 @dataclass(frozen=True, slots=True)
 class Route:
     """path: aiohttp's pattern. The surface decides who may; the dialect how failures are spelled. measures: its reply
-    tells how fast models are. takes, gives: types of the JSON body and of the reply, for the document that describes
-    the routes; content: the media type of the reply."""
+    tells how fast models are. takes, gives: types of the body and of the reply, for the document that describes the
+    routes; takes_type, content: their media types."""
 
     method: str
     path: str
@@ -47,6 +47,7 @@ class Route:
     measures: bool = False
     takes: object = None
     gives: object = None
+    takes_type: str = "application/json"
     content: str = "application/json"
 
     @property

@@ -211,7 +211,7 @@ ROUTES = (
         Surface.INFER,
         Dialect.TEI,
         takes=PredictRequest,
-        gives=list[Prediction] | list[list[Prediction]],
+        gives=list[Prediction | list[Prediction]],
     ),
     Route("POST", "/rerank", rerank, Surface.INFER, Dialect.TEI, takes=RerankRequest, gives=list[Rank]),
     Route("POST", "/similarity", similarity, Surface.INFER, Dialect.TEI, takes=SimilarityRequest, gives=list[float]),
