@@ -34,6 +34,22 @@ async def test_patterns_are_sent_as_they_are(tmp_path: Path, daemon: Daemon) -> 
     assert daemon.asked("POST", "/api/pins") == {"ref": ROOT, "only": ["*.json", "1_Pooling/*"]}
 
 
+async def test_include_exclude_and_the_map_are_sent(tmp_path: Path, daemon: Daemon) -> None:
+    part = {"left_out": [f"file{i}" for i in range(10)], "left_out_files": 12, "left_out_bytes": 34_000_000}
+    done = {**FULL, "selection": part, "replaced": ["bafyold"], "bytes_here": 400_000, "map_note": "not published: why"}
+    daemon.states = [job("pinned", 1000, receipt={**done, "map_envelope": None})]
+    wanted = ("--include", "*.json", "--exclude", "a*", "--exclude", "b", "--publish-map")
+    ran = await run_cli(tmp_path, "pin", "hf:org/name", *wanted)
+    sent = {"ref": "hf:org/name", "only": ["*.json"], "exclude": ["a*", "b"], "publish_map": True}
+    assert daemon.asked("POST", "/api/pins") == sent
+    assert ran.code == 5  # the model is here, the map is not public
+    lines = ran.out.splitlines()
+    assert "left out   file0, file1, file2, file3, file4, file5, file6, file7 and 4 more (34 MB)" in lines
+    assert "replaces   bafyold" in lines
+    assert "was here   400 kB" in lines
+    assert "map note   not published: why" in lines
+
+
 async def test_lines_name_who_delivers_and_how_fast(tmp_path: Path, daemon: Daemon) -> None:
     daemon.states = [job("fetching", 500, sources=SOURCES, left_s=16.6), job("pinned", 1000, receipt=FULL)]
     done = await run_cli(tmp_path, "pin", ROOT)

@@ -43,7 +43,7 @@ def pin(
     """
     wanted: dict[str, Any] = {"ref": ref, "name": name, "announce": announce, "source": source}
     ask = publish_map and is_asked()
-    wanted |= {"include": list(include) or None, "exclude": list(exclude) or None}
+    wanted |= {"only": list(include) or None, "exclude": list(exclude) or None}
     wanted |= {"publish_map": True if publish_map and not ask else None}
     job = daemon.call("POST", "/api/pins", {k: v for k, v in wanted.items() if v is not None})
     try:

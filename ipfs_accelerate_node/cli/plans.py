@@ -26,7 +26,7 @@ def plan(
 
     Every source is asked what it has, for at most ten seconds. Only directories and file nodes are read.
     """
-    choice = [*(("include", pattern) for pattern in include), *(("exclude", pattern) for pattern in exclude)]
+    choice = [*(("only", pattern) for pattern in include), *(("exclude", pattern) for pattern in exclude)]
     query = [("ref", ref), *choice, *((("source", source),) if source else ())]
     found: dict[str, Any] = daemon.call("GET", f"/api/plan?{urlencode(query)}")
     if as_json:
