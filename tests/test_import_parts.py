@@ -257,11 +257,13 @@ async def test_hidden_files_that_were_seen_make_a_hydrated_snapshot_whole(
     assert not [path for path in (home / "blobs").iterdir() if path.stat().st_mode & 0o222]
     hf = Path(sys.executable).with_name("hf")
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_CACHE": str(new)}
-    command = [hf, "cache", "verify", "org/open", "--fail-on-missing-files", "--fail-on-extra-files"]
-    told = await asyncio.to_thread(
-        subprocess.run, command, env=environment | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1"},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    command = [str(hf), "cache", "verify", "org/open", "--fail-on-missing-files", "--fail-on-extra-files"]
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+    def verify() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    told = await asyncio.to_thread(verify)
     assert told.returncode == 0, told.stdout + told.stderr
 
 
