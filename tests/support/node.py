@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,9 +43,13 @@ def _kubo() -> Path | None:
 
 
 class NodeProcess:
-    """`up` on a free port. Kubo is off unless arguments say otherwise; the log lies beside the cache."""
+    """`up` on a free port. Kubo is off unless arguments say otherwise; the log lies beside the cache. within: what the
+    commands are run by, such as ``ip netns exec NAME``; it keeps the process."""
 
-    def __init__(self, cache: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, cache: Path, *arguments: str, env: Mapping[str, str] | None = None, within: Sequence[str] = ()
+    ) -> None:
+        self.command = (*within, *COMMAND)
         self.cache = cache
         self.arguments = arguments if any(a.startswith("--kubo") for a in arguments) else ("--kubo", "off", *arguments)
         self.env = environment(cache, env)
@@ -57,7 +61,7 @@ class NodeProcess:
     def start(self) -> Self:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "up", "--port", "0", *self.arguments], env=self.env, stdout=log, stderr=log
+                [*self.command, "up", "--port", "0", *self.arguments], env=self.env, stdout=log, stderr=log
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -106,7 +110,12 @@ class NodeProcess:
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [*COMMAND, *arguments], env=self.env, capture_output=True, text=True, timeout=CLI_TIMEOUT_S, check=False
+            [*self.command, *arguments],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=CLI_TIMEOUT_S,
+            check=False,
         )
         if check and done.returncode:
             raise AssertionError(f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.tail()}")
