@@ -81,7 +81,7 @@ CASES = {
     "native": Case("/api/infer", "/api/infer", {"ref": "mock:embedding", "items": ["a"]}, "items"),
 }
 # Forms and bodies without inference have tests of their own.
-ELSEWHERE = {"/v1/audio/transcriptions", "/v2/repository/index", "/embed_sparse"}
+ELSEWHERE = {"/v1/audio/transcriptions", "/v2/repository/index", "/embed_sparse", "/tokenize", "/decode"}
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 

@@ -128,6 +128,26 @@ async def test_what_the_server_says_of_itself(here: Running) -> None:
     assert (await here.ask("GET", "/info?model=mock:rerank")).json["implementation"] == "MOCK"
 
 
+async def test_tokens_and_back(here: Running) -> None:
+    (row,) = await post(here, "/tokenize", {"inputs": "The  cat"})
+    assert [(one["text"], one["special"], one["start"], one["stop"]) for one in row] == [
+        ("[CLS]", True, None, None),
+        ("The", False, 0, 3),
+        ("cat", False, 5, 8),
+        ("[SEP]", True, None, None),
+    ]
+    ids = [one["id"] for one in row]
+    bare = await post(here, "/tokenize", {"inputs": ["The cat", "one"], "add_special_tokens": False})
+    assert [one["id"] for one in bare[0]] == ids[1:-1]
+    assert len(bare) == 2
+    assert len((await post(here, "/tokenize", {"inputs": "cat " * 100}))[0]) == 102  # nothing is cut
+    assert await post(here, "/decode", {"ids": ids}) == ["the cat"]
+    assert await post(here, "/decode", {"ids": [ids, ids[1:2]], "skip_special_tokens": False}) == [
+        "[CLS] the cat [SEP]",
+        "the",
+    ]
+
+
 BAD: dict[str, tuple[str, Any, int, str]] = {
     "no inputs": ("/embed", {}, 422, "Validation"),
     "null": ("/embed", {"inputs": None}, 422, "Validation"),
@@ -145,6 +165,14 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "no texts": ("/rerank?model=mock:rerank", {"query": "a", "texts": []}, 400, "Empty"),
     "no query": ("/rerank?model=mock:rerank", {"query": "", "texts": ["a"]}, 422, "Validation"),
     "no sentences": ("/similarity", {"inputs": {"source_sentence": "a", "sentences": []}}, 400, "Empty"),
+    "nothing to tokenize": ("/tokenize", {"inputs": []}, 400, "Empty"),
+    "no text to tokenize": ("/tokenize", {"inputs": [5]}, 422, "Validation"),
+    "an empty text": ("/tokenize", {"inputs": ["a", ""]}, 422, "Validation"),
+    "a mock's tokens": ("/tokenize?model=mock:embedding", {"inputs": "a"}, 424, "Backend"),
+    "no ids": ("/decode", {"ids": []}, 400, "Empty"),
+    "ids and lists": ("/decode", {"ids": [1, [2]]}, 422, "Validation"),
+    "an id that is none": ("/decode", {"ids": [-1]}, 422, "Validation"),
+    "an id that is no token": ("/decode", {"ids": [100_000]}, 422, "Validation"),
     "no model": ("/embed?model=nobody/nothing", {"inputs": "a"}, 404, "Validation"),
     "two models": ("/embed?model=a&model=b", {"inputs": "a"}, 422, "Validation"),
 }

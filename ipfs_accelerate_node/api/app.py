@@ -27,6 +27,7 @@ from ipfs_accelerate_node.api import (
     storage,
     tei_info,
     tei_routes,
+    tei_tokens,
     uploads,
 )
 from ipfs_accelerate_node.api.access import Gate
@@ -50,6 +51,7 @@ ROUTES = (
     *openai_routes.ROUTES,
     *tei_info.ROUTES,
     *tei_routes.ROUTES,
+    *tei_tokens.ROUTES,
     *hf_routes.ROUTES,
     *kserve_repository.ROUTES,
     *kserve_routes.ROUTES,

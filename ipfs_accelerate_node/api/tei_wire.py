@@ -57,6 +57,29 @@ class SimilarityRequest(msgspec.Struct, frozen=True):
     parameters: SimilarityParameters | None = None
 
 
+class TokenizeRequest(msgspec.Struct, frozen=True):
+    inputs: str | list[str]
+    add_special_tokens: bool | None = None
+    prompt_name: str | None = None
+
+
+class DecodeRequest(msgspec.Struct, frozen=True):
+    """ids: token ids, or lists of them."""
+
+    ids: list[int | list[int]]
+    skip_special_tokens: bool | None = None
+
+
+class SimpleToken(msgspec.Struct, frozen=True):
+    """start, stop: characters of the input; null of a special token."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
 class Prediction(msgspec.Struct, frozen=True):
     score: float
     label: str

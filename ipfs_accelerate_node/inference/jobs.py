@@ -15,7 +15,7 @@ from ipfs_accelerate_node.inference.model import Audio, Chat, Ids, Image, ImageC
 
 _numbers = itertools.count(1)
 
-JobRequest = wire.Infer | wire.Primary | wire.Examples | wire.Imports
+JobRequest = wire.Infer | wire.Primary | wire.Examples | wire.Imports | wire.Tokenize | wire.Decode
 Answer = tuple[wire.Reply, wire.Payload]
 TOKENS_OF_PICTURE = 256
 
@@ -56,6 +56,14 @@ class Job:
     @classmethod
     def imports(cls) -> Job:
         return cls(wire.Imports(next(_numbers)), 0)
+
+    @classmethod
+    def tokenize(cls, texts: Sequence[str], *, special: bool) -> Job:
+        return cls(wire.Tokenize(next(_numbers), list(texts), special), sum(map(len, texts)))
+
+    @classmethod
+    def decode(cls, rows: Sequence[Sequence[int]], *, skip_special: bool) -> Job:
+        return cls(wire.Decode(next(_numbers), [list(row) for row in rows], skip_special), sum(map(len, rows)))
 
     @property
     def number(self) -> int:
@@ -108,6 +116,10 @@ class Job:
                 return job == self.number and len(found) == count
             case wire.Imports(), wire.Imported(job=job):
                 return job == self.number
+            case wire.Tokenize(texts=asked), wire.Tokenized(job=job, rows=rows):
+                return job == self.number and len(rows) == len(asked)
+            case wire.Decode(rows=given), wire.Decoded(job=job, texts=texts):
+                return job == self.number and len(texts) == len(given)
             case _:
                 return False
 

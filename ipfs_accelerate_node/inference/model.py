@@ -175,6 +175,17 @@ class Generated(msgspec.Struct, tag=True, frozen=True):
     truncated: bool = False
 
 
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    """text: as it stands in the input from character start to stop; of a special token, which stands nowhere, its
+    name."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
 class Timing(msgspec.Struct, frozen=True, array_like=True):
     """Seconds of a request's way through the node: waiting, at the tokenizer, and in passes that it shared."""
 

@@ -32,6 +32,7 @@ from ipfs_accelerate_node.inference.model import (
     ModelStats,
     Options,
     Text,
+    Token,
     Vector,
 )
 from ipfs_accelerate_node.inference.placing import Placing, Wanted
@@ -304,6 +305,26 @@ class Registry:
         reply, _ = await self._slot(model).ask(Job.imports())
         assert isinstance(reply, wire.Imported)
         return frozenset(reply.modules)
+
+    async def tokenize(self, model: LoadedModel | str, texts: Sequence[str], *, special: bool) -> list[list[Token]]:
+        """A row for each text. Raises ModelUnsupported(task_unsupported): it has no tokenizer; not for mocks."""
+        self._refuse_mock(model)
+        check_items([Text(text) for text in texts], Options(), "embedding")
+        reply, _ = await self._slot(model).ask(Job.tokenize(texts, special=special))
+        assert isinstance(reply, wire.Tokenized)
+        return reply.rows
+
+    async def decode(self, model: LoadedModel | str, rows: Sequence[Sequence[int]], *, skip_special: bool) -> list[str]:
+        """A text for each row of token ids. Raises as ``tokenize``, and InvalidInput for an id that is none."""
+        self._refuse_mock(model)
+        check_items([Ids(tuple(row)) for row in rows], Options(), "embedding")
+        reply, _ = await self._slot(model).ask(Job.decode(rows, skip_special=skip_special))
+        assert isinstance(reply, wire.Decoded)
+        return reply.texts
+
+    def _refuse_mock(self, model: LoadedModel | str) -> None:
+        if (mocked := self._mock(model if isinstance(model, str) else model.root)) is not None:
+            raise ModelUnsupported(f"{mocked.root} has no tokenizer", code="task_unsupported")
 
     def waiting(self, model: LoadedModel | str) -> int:
         """Requests that are queued or computed. Raises NotFound."""

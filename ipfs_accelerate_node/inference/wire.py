@@ -21,6 +21,7 @@ from ipfs_accelerate_node.inference.model import (
     Options,
     Scores,
     Timing,
+    Token,
 )
 
 
@@ -90,6 +91,23 @@ class Imports(msgspec.Struct, tag=True, frozen=True):
     """Answered by Imported."""
 
     job: int
+
+
+class Tokenize(msgspec.Struct, tag=True, frozen=True):
+    """What tokens texts have, of any length. special: with those that the model expects around a text. Answered by
+    Tokenized or Failure."""
+
+    job: int
+    texts: list[str]
+    special: bool
+
+
+class Decode(msgspec.Struct, tag=True, frozen=True):
+    """What token ids say. Answered by Decoded or Failure."""
+
+    job: int
+    rows: list[list[int]]
+    skip_special: bool
 
 
 Phase = Literal["loading", "warming", "computing"]
@@ -231,6 +249,18 @@ class Imported(msgspec.Struct, tag=True, frozen=True):
     modules: list[str]
 
 
+class Tokenized(msgspec.Struct, tag=True, frozen=True):
+    """One row of tokens for each text."""
+
+    job: int
+    rows: list[list[Token]]
+
+
+class Decoded(msgspec.Struct, tag=True, frozen=True):
+    job: int
+    texts: list[str]
+
+
 class Failure(msgspec.Struct, tag=True, frozen=True):
     """One of our errors, to be raised on the other side."""
 
@@ -269,9 +299,11 @@ class Answers(msgspec.Struct, tag=True, frozen=True):
     work: Work
 
 
-Request = Inspect | Load | Infer | Primary | Examples | Calibrate | Cancel | Devices | Imports
+Request = (
+    Inspect | Load | Infer | Primary | Examples | Calibrate | Cancel | Devices | Imports | Tokenize | Decode
+)  # fmt: skip
 Reply = (
     Progress | Described | Loaded | Outputs | Delta | Array | Samples | Timings | Dropped | DeviceList | Imported
-    | Failure | Answers
+    | Tokenized | Decoded | Failure | Answers
 )  # fmt: skip
 Payload = bytes | memoryview

@@ -30,6 +30,7 @@ from ipfs_accelerate_node.inference.edge import Cancelled, attempt
 from ipfs_accelerate_node.inference.intake import Intake, Ready
 from ipfs_accelerate_node.inference.model import Options, Timing
 from ipfs_accelerate_node.inference.session import Session
+from ipfs_accelerate_node.inference.tasks.spelling import decoded, tokenized
 
 PR_SET_PDEATHSIG = 1
 SIGN_OF_LIFE_S = 0.5  # Progress is sent at most so often
@@ -127,6 +128,10 @@ class Worker:
                 return self._calibrate(request), b""
             case wire.Imports():
                 return wire.Imported(request.job, sorted({name.partition(".")[0] for name in sys.modules})), b""
+            case wire.Tokenize(job, texts, special):
+                return wire.Tokenized(job, tokenized(self._held.processing, texts, special=special)), b""
+            case wire.Decode(job, rows, skip):
+                return wire.Decoded(job, decoded(self._held.processing, rows, skip_special=skip)), b""
             case wire.Cancel():
                 raise AssertionError("taken by the reader")
             case _:

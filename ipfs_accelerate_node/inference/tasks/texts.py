@@ -11,6 +11,7 @@ from typing import NoReturn
 from tokenizers import Encoding
 
 from ipfs_accelerate_node.errors import InvalidInput, ModelUnsupported, PayloadTooLarge
+from ipfs_accelerate_node.inference.model import Token
 from ipfs_accelerate_node.inference.tasks.tokenizer_files import TokenizerFiles
 
 
@@ -82,6 +83,17 @@ class TextTokens:
             self._tokenizer.no_truncation()
             ids: list[int] = self._tokenizer.encode(self._prepared(text), add_special_tokens=special).ids
         return self.checked(index, ids)
+
+    def spelled(self, text: str, *, special: bool) -> list[Token]:
+        """The tokens of a text of any length, and where each stands in it."""
+        with self._one:
+            self._tokenizer.no_truncation()
+            found = self._tokenizer.encode(self._prepared(text), add_special_tokens=special)
+        rows = zip(found.ids, found.tokens, found.special_tokens_mask, found.offsets, strict=True)
+        return [
+            Token(number, name, True, None, None) if alone else Token(number, text[start:stop], False, start, stop)
+            for number, name, alone, (start, stop) in rows
+        ]
 
     def checked(self, index: int, ids: Sequence[int]) -> list[int]:
         """Ids of any length. Raises as ``whole``."""
