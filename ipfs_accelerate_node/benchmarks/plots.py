@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from ipfs_accelerate_node.peers.likeness import ALIKE, AMONG_KEYS, MOST_SPREAD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Format = Literal["png", "svg"]
 
@@ -83,18 +85,30 @@ def require() -> None:
 def drawn(title: str, charts: Sequence[Chart], form: Format) -> bytes:
     """All panels of all charts below each other, as a file of that form; the title, if any, above them. Raises
     Unavailable (extra_missing)."""
+    output = io.BytesIO()
+    metadata = {**({"Title": title} if title else {}), **({"Date": None} if form == "svg" else {})}
+    with styled():
+        figure(title, charts).savefig(output, format=form, dpi=_DPI, metadata=metadata)
+    return output.getvalue()
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Whatever the user's own settings of matplotlib are. Raises Unavailable (extra_missing)."""
     require()
     import matplotlib
 
-    output = io.BytesIO()
     with matplotlib.rc_context(), warnings.catch_warnings():
         # of a letter that the font has not a box is drawn; the SVG has the letter itself
         warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        metadata = {**({"Title": title} if title else {}), **({"Date": None} if form == "svg" else {})}
-        _Sheet(title, charts).figure.savefig(output, format=form, dpi=_DPI, metadata=metadata)
-    return output.getvalue()
+        yield
+
+
+def figure(title: str, charts: Sequence[Chart]) -> Figure:
+    """To be made and saved within `styled`."""
+    return _Sheet(title, charts).figure
 
 
 class _Sheet:
@@ -116,7 +130,7 @@ class _Sheet:
         self._height = top + sum(map(_height, panels)) + _HEADING * len(charts) + _EDGE
         self.figure = Figure(figsize=(_WIDTH, self._height))
         self._renderer: Any = FigureCanvasAgg(self.figure).get_renderer()  # type: ignore[no-untyped-call]
-        self._text(_EDGE, 0.45, self._fitted(title, _WIDTH - 2 * _EDGE, 14), size=14, weight="bold")
+        self._text(_EDGE, 0.45, self._fitted(title, _WIDTH - 2 * _EDGE, 14, "bold"), size=14, weight="bold")
         for number, line in enumerate(words, 1):
             self._text(_EDGE, name + _LINE * number, line, size=9, color=GREY)
         if handles:
@@ -161,11 +175,11 @@ class _Sheet:
     def _text(self, right: float, down: float, text: str, *, size: float = 10, **more: Any) -> None:
         self.figure.text(*self._at(right, down), text, fontsize=size, va="baseline", **{"color": INK, **more})
 
-    def _fitted(self, text: str, inches: float, size: float) -> str:
+    def _fitted(self, text: str, inches: float, size: float, weight: str = "normal") -> str:
         """The text, or as much of its ends as has room there."""
         from matplotlib.font_manager import FontProperties
 
-        font, most = FontProperties(size=size), len(text)
+        font, most = FontProperties(size=size, weight=weight), len(text)
         dots = inches * self.figure.dpi
 
         def fits(count: int) -> bool:

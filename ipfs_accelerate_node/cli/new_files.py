@@ -18,11 +18,11 @@ FORCE = click.option("--force", is_flag=True, help="Write over files that are th
 
 def check_new(path: Path, *, force: bool) -> None:
     """Before any work is done for it. Raises Conflict (file_exists), StorageError where it cannot be a file."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise StorageError(f"{path} is a directory", path=str(path))
     if os.path.lexists(path) and not force:
         raise _exists(path)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise StorageError(f"{path} cannot be written: there is no directory {path.parent}", path=str(path))
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise StorageError(f"{path} cannot be written: nobody may write in {path.parent}", path=str(path))
