@@ -236,18 +236,19 @@ def test_what_is_no_wav_file_is_refused_with_its_index(tmp_path: Path) -> None:
 def scripted(
     tmp_path: Path, answers: Sequence[str], *, positions: int = 400, eos: int = 2
 ) -> tuple[TextGeneration, ScriptedEngine, TextTokens]:
-    """A generator that goes through the texts of ``answers``, one per row in the order of their prompts' lengths."""
+    """A generator that goes through the texts of ``answers``, one per prompt."""
     byte_level("<pad>", "<s>", "</s>").save(str(tmp_path / "tokenizer.json"))
     write_json(tmp_path / "tokenizer_config.json", {"eos_token": "</s>"})
     tokens = TextTokens(read_tokenizer(tmp_path, model_type="llama"), max_tokens=positions, vocab_size=400)
     scripts = [[*tokens.whole(0, answer), eos] for answer in answers]
-    begun: list[int] = []
+    begun: dict[int, int] = {}
 
     def logits(rows: list[list[int]]) -> NDArray[np.float32]:
-        begun[:] = begun if len(begun) == len(rows) else [len(row) for row in rows]
         found = np.zeros((len(rows), 400), dtype=np.float32)
         for at, row in enumerate(rows):
-            done = len(row) - begun[at]
+            if not row:
+                continue
+            done = len(row) - begun.setdefault(at, len(row))
             found[at, scripts[at][done] if done < len(scripts[at]) else 0] = 5.0
         return found
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from ipfs_accelerate_node.errors import NodeError
 from ipfs_accelerate_node.inference.batching import Passes, Piece
 from ipfs_accelerate_node.inference.model import Item, Options, Output
+from ipfs_accelerate_node.inference.sequences import Sequences
 
 Array = NDArray[Any]
 
@@ -54,8 +55,8 @@ class Engine(Protocol):
     """One model's weights on one device. Every method blocks; main thread of the worker only.
 
     An engine may also say what it does well in one pass, where that is not what ``Passes`` has: ``batch_tokens``,
-    ``batch_rows``, ``pass_tokens`` (what a pass costs beside its tokens, in tokens), ``length_step``; ``ahead``: the
-    next batch is made up while it computes; and ``packed``: it has
+    ``batch_rows``, ``pass_tokens`` (what a pass costs beside its tokens, in tokens), ``length_step``, ``even_rows``;
+    ``ahead``: the next batch is made up while it computes; and ``packed``: it has
     ``run_packed(graph, ids (total,) int64, lengths (rows,) int32, types (total,) or None)`` for graph ``vectors``.
     """
 
@@ -71,6 +72,10 @@ class Engine(Protocol):
 
     def decoder(self) -> Decoder:
         """For models that generate."""
+        ...
+
+    def sequences(self) -> Sequences | None:
+        """Where texts of a decoder-only model are written together, the same at every call; None: nowhere."""
         ...
 
     def memory_bytes(self) -> int:
@@ -158,6 +163,7 @@ def passes_of(engine: Engine) -> Passes:
         rows=getattr(engine, "batch_rows", usual.rows),
         overhead=getattr(engine, "pass_tokens", usual.overhead),
         step=getattr(engine, "length_step", usual.step),
+        even=getattr(engine, "even_rows", usual.even),
         packed=getattr(engine, "packed", usual.packed),
     )
 

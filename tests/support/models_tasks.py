@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from ipfs_accelerate_node.inference.model import Item, Options, Output
 from ipfs_accelerate_node.inference.model_files import ModelFiles, inspect
+from ipfs_accelerate_node.inference.sequences import Scored, scored
 from ipfs_accelerate_node.inference.session import Array, Engine, Processing
 from ipfs_accelerate_node.inference.tasks import processing_for
 from ipfs_accelerate_node.inference.tasks.samples import TEXTS
@@ -130,6 +131,9 @@ class ScriptedEngine:
         assert self._logits is not None
         return ScriptedDecoder(self._logits)
 
+    def sequences(self) -> ScriptedSequences | None:
+        return None if self._logits is None else ScriptedSequences(self._logits)
+
     def memory_bytes(self) -> int:
         return 0
 
@@ -149,3 +153,38 @@ class ScriptedDecoder:
             row.extend(int(token) for token, real in zip(ids, mask, strict=True) if real)
         assert [len(row) for row in self._rows] == attention_mask.sum(axis=1).tolist()
         return self._logits(self._rows)
+
+
+class ScriptedSequences:
+    """Rows in the order in which they are opened, those that were closed among them."""
+
+    most = 4
+
+    def __init__(self, logits: Callable[[list[list[int]]], NDArray[np.float32]]) -> None:
+        self._logits = logits
+        self._rows: list[list[int]] = []
+        self.open_places: set[int] = set()
+
+    def fits(self, tokens: int) -> bool:
+        return True
+
+    def open(self, tokens: int) -> int | None:
+        if len(self.open_places) >= self.most:
+            return None
+        self._rows.append([])
+        self.open_places.add(len(self._rows) - 1)
+        return len(self._rows) - 1
+
+    def close(self, place: int) -> None:
+        self.open_places.remove(place)
+
+    def read(self, place: int, ids: Sequence[int], *, scores: bool) -> Scored:
+        assert place in self.open_places
+        self._rows[place] += ids
+        return scored(self._logits(self._rows)[[place]], [0] if scores else [])
+
+    def step(self, places: Sequence[int], tokens: Sequence[int], *, scores: Sequence[int] = ()) -> Scored:
+        for place, token in zip(places, tokens, strict=True):
+            assert place in self.open_places
+            self._rows[place].append(token)
+        return scored(self._logits(self._rows)[list(places)], scores)

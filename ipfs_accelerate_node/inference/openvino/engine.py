@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from ipfs_accelerate_node.inference import depthwise
 from ipfs_accelerate_node.inference.model_files import ModelFiles
 from ipfs_accelerate_node.inference.openvino.artefact import Artefact, form_of, read_artefact, weights_of
 from ipfs_accelerate_node.inference.openvino.decoder import OpenVinoDecoder
+from ipfs_accelerate_node.inference.openvino.paged import OpenVinoSequences, make_paged
 from ipfs_accelerate_node.inference.openvino.passes import TokenLimits, run_pass
 from ipfs_accelerate_node.inference.session import Array
 
@@ -44,14 +46,21 @@ def load(
         raise BadContent(f"artefact {artefact.name} is not one of {task} in {precision}", code="bad_artefact")
     core, name = openvino.Core(), device.removeprefix(PREFIX)
     compiled: dict[str, openvino.CompiledModel] = {}
+    stateful: Callable[[], openvino.CompiledModel] | None = None
     for graph in described.graphs:
-        settings = _settings(name, "f32" if graph.exact else precision, threads)
+        xml, settings = artefact / graph.xml.name, _settings(name, "f32" if graph.exact else precision, threads)
         try:
-            compiled[graph.name] = core.compile_model(str(artefact / graph.xml.name), name, settings)
+            model = core.read_model(xml)
+            if files.family == "causal" and graph.name == DECODER and name == "CPU" and make_paged(model):
+                stateful = cache(partial(core.compile_model, str(xml), name, settings))
+            else:
+                model = core.read_model(xml)
+            compiled[graph.name] = core.compile_model(model, name, settings)
         except RuntimeError as exc:
             raise _refused(core, name, graph.name, exc) from exc
     longest = files.max_tokens if files.family in ("encoder", "dual") else 0
-    engine = OpenVinoEngine(described, compiled, TokenLimits(files.vocab_size, longest))
+    limits = TokenLimits(files.vocab_size, longest)
+    engine = OpenVinoEngine(described, compiled, limits, stateful=stateful, positions=files.max_tokens)
     if engine.precision != precision:
         raise DeviceUnavailable(
             f"{engine.device} computes in {engine.precision} when it is asked for {precision}",
@@ -62,11 +71,29 @@ def load(
 
 
 class OpenVinoEngine:
-    """One compiled model per graph. Every method blocks; main thread of the worker only."""
+    """One compiled model per graph. Every method blocks; main thread of the worker only.
+
+    Small batches of about one length do as much per second on a CPU as large ones, and answer sooner. A shape that was
+    not seen lately costs some milliseconds, so lengths and numbers of rows are few.
+    """
 
     engine = "openvino"
+    batch_tokens = 768
+    pass_tokens = 64
+    length_step = 4
+    even_rows = True
 
-    def __init__(self, artefact: Artefact, compiled: Mapping[str, openvino.CompiledModel], limits: TokenLimits) -> None:
+    def __init__(
+        self,
+        artefact: Artefact,
+        compiled: Mapping[str, openvino.CompiledModel],
+        limits: TokenLimits,
+        *,
+        stateful: Callable[[], openvino.CompiledModel] | None = None,
+        positions: int = 0,
+    ) -> None:
+        """stateful: compiles the decoder as it is in the artefact, where ``compiled`` has it in its paged form.
+        positions: tokens of one text that it writes."""
         self.device = PREFIX + "+".join(sorted({name for model in compiled.values() for name in _devices(model)}))
         self.precision = _precision(artefact, compiled)
         self.notes = artefact.notes + _wider_parts(artefact, self.precision)
@@ -75,6 +102,9 @@ class OpenVinoEngine:
         self._limits = limits
         self.compiled = compiled
         self._requests: dict[str, openvino.InferRequest] = {}
+        self._stateful = stateful
+        self._positions = positions
+        self._sequences: OpenVinoSequences | None = None
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One pass. Inputs that the graph has no use for are ignored; token types that are not given are zeros.
@@ -98,7 +128,14 @@ class OpenVinoEngine:
         described = self._artefact.graph(DECODER)
         if described is None:
             raise ModelUnsupported("the model does not generate", code="task_unsupported")
-        return OpenVinoDecoder(self.compiled[DECODER].create_infer_request(), described, self._limits)
+        compiled = self.compiled[DECODER] if self._stateful is None else self._stateful()
+        return OpenVinoDecoder(compiled.create_infer_request(), described, self._limits)
+
+    def sequences(self) -> OpenVinoSequences | None:
+        """See ``session.Engine``."""
+        if self._sequences is None and self._stateful is not None:
+            self._sequences = OpenVinoSequences(self.compiled[DECODER], self._limits, positions=self._positions)
+        return self._sequences
 
     def memory_bytes(self) -> int:
         """What OpenVINO says that a GPU holds for this process; 0 on devices that use the machine's own memory."""

@@ -19,7 +19,7 @@ from ipfs_accelerate_node.errors import InferenceFailed
 from ipfs_accelerate_node.inference.memory import available_bytes
 from ipfs_accelerate_node.inference.openvino.passes import TokenLimits, run_pass
 from ipfs_accelerate_node.inference.pages import Pages, Place, pages_for
-from ipfs_accelerate_node.inference.sequences import Scored
+from ipfs_accelerate_node.inference.sequences import Scored, scored
 from ipfs_accelerate_node.inference.session import Array
 
 MOST = 16  # texts at once
@@ -107,11 +107,11 @@ class OpenVinoSequences:
         for start in range(0, len(ids), _PREFILL):
             found = self._pass([held], [ids[start : start + _PREFILL]])
         assert found is not None
-        return _scored(found, [0] if scores else [])
+        return scored(found, [0] if scores else [])
 
     def step(self, places: Sequence[int], tokens: Sequence[int], *, scores: Sequence[int] = ()) -> Scored:
         held = [self._held(place, 1) for place in places]
-        return _scored(self._pass(held, [[token] for token in tokens]), scores)
+        return scored(self._pass(held, [[token] for token in tokens]), scores)
 
     def _held(self, place: int, more: int) -> Place:
         held = self._pages.places[place]
@@ -156,9 +156,3 @@ def _shape(port: openvino.ConstOutput, pages: int) -> openvino.Shape:
 
 def _page_bytes(port: openvino.ConstOutput) -> int:
     return int(np.prod(list(_shape(port, 1)))) * int(port.element_type.size)
-
-
-def _scored(found: NDArray[np.float32], wanted: Sequence[int]) -> Scored:
-    best = found.argmax(axis=1)
-    best[np.isnan(found).any(axis=1)] = -1
-    return Scored(best, found[list(wanted)])

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ipfs_accelerate_node.errors import InferenceFailed
 from ipfs_accelerate_node.inference.model import Chat, Generated, Ids, Item, Options, Output, Text
+from ipfs_accelerate_node.inference.sequences import DecoderSequences, Sequences
 from ipfs_accelerate_node.inference.session import Array, Engine
 from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.answers import Answer
@@ -17,12 +19,13 @@ from ipfs_accelerate_node.inference.tasks.chat import ChatTemplate
 from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options, refuse
 from ipfs_accelerate_node.inference.tasks.generation import Writing, forced, generate
 from ipfs_accelerate_node.inference.tasks.generation_settings import GenerationSettings
-from ipfs_accelerate_node.inference.tasks.rules import Rules, choice
+from ipfs_accelerate_node.inference.tasks.rules import Choose, Rules, choice
+from ipfs_accelerate_node.inference.tasks.telling import Telling
 from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph
 from ipfs_accelerate_node.inference.tasks.texts import Row, TextTokens, too_long
+from ipfs_accelerate_node.inference.writing import Text as Written
+from ipfs_accelerate_node.inference.writing import Writer
 
-# Of one batch: what its sequences may reach together bounds the memory of their keys and values.
-_BATCH_TOKENS = 8192
 _BATCH_ROWS = 16
 _PREFILL_TOKENS = 2048
 # Tokens that are given to a generator to compare two engines by.
@@ -48,25 +51,43 @@ class TextGeneration:
     def infer(
         self, engine: Engine, items: Sequence[Item], options: Options, between: Callable[[], None]
     ) -> list[Output]:
-        prompts = [self._prompt(index, item, options) for index, item in enumerate(items)]
-        found: dict[int, Output] = {}
-        lengths = [len(row.ids) for row in prompts]
-        room = max(
-            self.settings.limit(max(lengths), options.max_new_tokens, positions=self.positions) - max(lengths), 1
-        )
-        for batch in batches([length + room for length in lengths], _BATCH_TOKENS, most=_BATCH_ROWS):
-            writings = [self._writing(index, prompts[index], options) for index in batch]
-            generate(engine.decoder(), None, writings, pad=self.settings.pad, between=between)
-            for writing in writings:
-                row = prompts[writing.index]
-                found[writing.index] = generated(writing.answer, len(row.ids), truncated=row.truncated)
-        return [found[index] for index in range(len(items))]
+        """By themselves; ``scripts`` are what is written together with other requests'."""
+        scripts = self.scripts(items, options)
+        writer = Writer(self.sequences(engine))
+        texts = [Written(0, index, script) for index, script in enumerate(scripts)]
+        writer.add(texts)
+        try:
+            while writer.busy:
+                between()
+                writer.turn()
+        finally:
+            writer.drop(0)
+        for text in texts:
+            if text.error is not None:
+                raise text.error
+        return [script.output() for script in scripts]
+
+    def sequences(self, engine: Engine) -> Sequences:
+        """Where the engine writes texts together, or one after the other."""
+        return engine.sequences() or DecoderSequences(engine.decoder, length=self.positions)
+
+    def scripts(self, items: Sequence[Item], options: Options) -> list[TextScript]:
+        """One for each item, in their order; in the thread that tokenizes. Raises InvalidInput, PayloadTooLarge."""
+        return [self._script(index, self._prompt(index, item, options), options) for index, item in enumerate(items)]
 
     def primary(self, engine: Engine, item: Item) -> NDArray[np.float32]:
         """(positions, vocabulary): logits after the prompt without its last tokens, and after each of those."""
         ids = self._prompt(0, item, Options()).ids
         shown = max(1, len(ids) - COMPARED)
-        return forced(engine.decoder(), None, ids[:shown], ids[shown:])
+        sequences = self.sequences(engine)
+        place = sequences.open(len(ids))
+        if place is None:
+            raise InferenceFailed("there is no room for one text")
+        try:
+            given = [ids[:shown], *([token] for token in ids[shown:])]
+            return np.concatenate([sequences.read(place, tokens, scores=True).scores for tokens in given])
+        finally:
+            sequences.close(place)
 
     def example(self, number: int) -> Item:
         return Text(samples.PROMPTS[number % len(samples.PROMPTS)] if number < 4 else samples.text(number))
@@ -90,11 +111,40 @@ class TextGeneration:
             too_long(index, f"has {len(ids)} tokens, the model takes {most} and one to answer")
         return plain_row(ids[-most:], truncated=True)
 
-    def _writing(self, index: int, row: Row, options: Options) -> Writing:
+    def _script(self, index: int, row: Row, options: Options) -> TextScript:
         limit = self.settings.limit(len(row.ids), options.max_new_tokens, positions=self.positions)
         rules = Rules(self.settings, len(row.ids), limit)
         answer = Answer(self.tokens, self.settings.eos, options.stop, after=row.ids)
-        return Writing(index, row.ids, rules, choice(options, index), answer)
+        return TextScript(row, rules, choice(options, index), answer, best=rules.none and not options.temperature)
+
+
+class TextScript:
+    """One prompt and the answer to it, as it is written; see ``writing.Script``."""
+
+    def __init__(self, row: Row, rules: Rules, choose: Choose, answer: Answer, *, best: bool) -> None:
+        self.prompt = row.ids
+        self.limit = rules.limit
+        self.best = best
+        self.answer = answer
+        self.telling = Telling(answer)
+        self._row = row
+        self._rules = rules
+        self._choose = choose
+        self._history = list(row.ids)
+
+    def choose(self, scores: NDArray[np.float32]) -> int:
+        return self._choose(self._rules.apply(self._history, scores))
+
+    def add(self, token: int) -> bool:
+        self._history.append(token)
+        self.answer.add(token)
+        if self.answer.finish is None and len(self._history) >= self.limit:
+            self.answer.finish = "length"
+        return self.answer.finish is not None
+
+    def output(self) -> Generated:
+        """The whole answer, once it is done."""
+        return generated(self.answer, len(self._row.ids), truncated=self._row.truncated)
 
 
 def plain_row(ids: Sequence[int], *, truncated: bool) -> Row:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from ipfs_accelerate_node.inference.torch.packed import fits
 from ipfs_accelerate_node.inference.torch.vectors import read_dense, read_tensors
 
 if TYPE_CHECKING:
+    from ipfs_accelerate_node.inference.sequences import Sequences
     from ipfs_accelerate_node.inference.session import Decoder
 
 _HEADS = frozenset({"text-classification", "rerank", "token-classification", "fill-mask", "image-classification"})
@@ -38,7 +40,8 @@ class TorchEngine:
 
     engine = "torch"
 
-    def __init__(self, graphs: Graphs, notes: tuple[str, ...]) -> None:
+    def __init__(self, graphs: Graphs, notes: tuple[str, ...], *, positions: int = 0) -> None:
+        """positions: tokens of one text that it writes."""
         weights = graphs.weights()
         devices = {str(tensor.device) for tensor in weights.values()}
         if len(devices) != 1:
@@ -53,6 +56,8 @@ class TorchEngine:
             self.versions["transformers"] = transformers.__version__
         self.notes = notes
         self.graphs = graphs
+        self._positions = positions
+        self._sequences: Sequences | None = None
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See ``session.Engine``. Raises InferenceFailed; Unavailable: out_of_memory, device_lost."""
@@ -69,9 +74,31 @@ class TorchEngine:
             raise InferenceFailed("this model does not generate")
         return TorchDecoder(self.graphs.module, device=self._on, dtype=self.graphs.dtype)
 
+    def sequences(self) -> Sequences | None:
+        """See ``session.Engine``. Raises Unavailable: out_of_memory."""
+        if self._sequences is None and isinstance(self.graphs, GeneratorGraphs):
+            self._sequences = _sequences(self.graphs.module, self._positions)
+        return self._sequences
+
     def memory_bytes(self) -> int:
         """The most that the device's memory held for this process since it started; 0 on the CPU."""
         return torch.cuda.max_memory_allocated(self._on) if self._on.type == "cuda" else 0
+
+
+def _sequences(module: Any, positions: int) -> Sequences | None:
+    """Of a decoder-only model: on a GPU in half precision by kernels of ours, where its family is known; else by
+    transformers' own pass over a cache of ours."""
+    if module.config.is_encoder_decoder:
+        return None
+    if next(module.parameters()).is_cuda and importlib.util.find_spec("triton") is not None:
+        from ipfs_accelerate_node.inference.torch.llama import fits
+        from ipfs_accelerate_node.inference.torch.paged_sequences import MAX_TOKENS, paged_sequences
+
+        if fits(module, min(positions, MAX_TOKENS)) and (paged := paged_sequences(module, limit=positions)):
+            return paged
+    from ipfs_accelerate_node.inference.torch.slot_sequences import SlotSequences, fits_slots
+
+    return SlotSequences(module, length=positions) if fits_slots(module, positions) else None
 
 
 def load(files: ModelFiles, task: str, *, device: str, precision: str) -> TorchEngine:
@@ -91,7 +118,7 @@ def load(files: ModelFiles, task: str, *, device: str, precision: str) -> TorchE
 
         loaded = load_module(files, task, device=on, dtype=dtype)
         if task in _GENERATORS:
-            return TorchEngine(GeneratorGraphs(loaded.module), loaded.notes)
+            return TorchEngine(GeneratorGraphs(loaded.module), loaded.notes, positions=files.max_tokens)
         if task in _HEADS:
             return TorchEngine(HeadGraphs(loaded.module), loaded.notes)
         if files.family == "dual":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,10 @@ from ipfs_accelerate_node.inference.sequences import Scored
 from ipfs_accelerate_node.inference.torch.compiling import compiling
 from ipfs_accelerate_node.inference.torch.decode_kernels import PAGE_TOKENS
 from ipfs_accelerate_node.inference.torch.device import device_errors
+from ipfs_accelerate_node.inference.torch.kernels import compiles
 from ipfs_accelerate_node.inference.torch.llama import Llama
+
+log = logging.getLogger(__name__)
 
 MOST = 64
 MAX_TOKENS = 32768  # of one text
@@ -52,8 +56,11 @@ class PagedSequences:
         self._stream = torch.cuda.Stream(on)  # type: ignore[no-untyped-call]
         self._recorded: dict[int, _Recorded] = {}
         self._pool: Any = None
-        with compiling(), torch.inference_mode(), device_errors("the decoder"):
-            self._stream.wait_stream(torch.cuda.current_stream(on))
+        self._stream.wait_stream(torch.cuda.current_stream(on))
+
+    def record(self) -> None:
+        """Compile and record every step before somebody waits for one."""
+        with torch.inference_mode(), device_errors("the decoder"):
             for batch in _BATCHES:
                 self._recording(batch)
 
@@ -137,6 +144,18 @@ class PagedSequences:
         return _Recorded(graph, inputs, best, scores)
 
 
+def paged_sequences(module: Any, *, limit: int) -> PagedSequences | None:
+    """None: the kernels cannot be compiled here. Blocking, for seconds."""
+    with compiling():
+        if (reason := compiles(next(module.parameters()).device)) is not None:
+            log.warning("kernels.none reason=%s", reason)
+            return None
+        with torch.inference_mode(), device_errors("the decoder"):
+            sequences = PagedSequences(module, limit=limit)
+            sequences.record()
+    return sequences
+
+
 def _flat(given: Any) -> Any:
     """Token, position and owner of each row, then their tables."""
     return np.concatenate([given[:, :3].T.ravel(), given[:, 3:].ravel()])
@@ -152,8 +171,8 @@ def _splits(programs: int) -> int:
 
 def _best(scores: Tensor) -> Tensor:
     """(rows,) int64; -1 where a score is no number."""
-    bad = scores.isnan().any(dim=1)
-    return torch.where(bad, -1, scores.argmax(dim=1))
+    most, best = scores.max(dim=1)
+    return torch.where(most.isfinite(), best, -1)  # NaN is the most of any
 
 
 def _scored(best: Tensor, scores: Tensor, wanted: Sequence[int]) -> Scored:
