@@ -31,16 +31,19 @@ async def named_or_default(request: web.Request, tasks: Sequence[str] = ()) -> s
 
 
 async def default_model(request: web.Request, tasks: Sequence[str] = ()) -> str:
-    """The setting ``default_model``; else the only loaded model, of several the only one that does one of the tasks;
-    else the only stored one. Never a mock. Raises NotFound, or InvalidInput where there are several."""
+    """The setting ``default_model``; else the only loaded model that does one of the tasks; else the only stored one,
+    those left out that are known to do none of them, unless there is nothing else. Never a mock. Raises NotFound, or
+    InvalidInput where there are several."""
     if (said := request.app[CONFIG].default_model) is not None:
         return said
     loaded = [model for model in node(request).registry.loaded() if model.implementation == "REAL"]
     fitting = [model for model in loaded if not tasks or not model.tasks or set(tasks) & set(model.tasks)]
-    roots = dict.fromkeys(model.root for model in fitting or loaded)
+    roots = dict.fromkeys(model.root for model in fitting)
     if not roots:
         served = await asyncio.to_thread(node(request).catalogue.served)
-        roots = dict.fromkeys(model.root for model in served if model.implementation == "REAL")
+        known = {model.root for model in loaded}
+        real = [model.root for model in served if model.implementation == "REAL"]
+        roots = dict.fromkeys([root for root in real if root not in known] or real)
     if len(roots) == 1:
         return next(iter(roots))
     if not roots:

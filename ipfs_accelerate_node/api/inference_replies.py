@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from ipfs_accelerate_node.api.pipeline import METRICS
-from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput, PayloadTooLarge
+from ipfs_accelerate_node.errors import InvalidInput, PayloadTooLarge
 from ipfs_accelerate_node.inference import Embeddings, Inferred, LoadedModel
 
 Mark = Literal["MOCK"] | msgspec.UnsetType
@@ -81,13 +81,6 @@ async def model_reply(
         **timing_headers(done, tokens=tokens, began=began, characters=characters),
     }
     return web.Response(body=body, content_type=content_type, headers=headers)
-
-
-def finite(numbers: Sequence[float]) -> None:
-    """Raises InferenceFailed."""
-    total = sum(numbers)
-    if total - total != 0:  # infinite, or not a number
-        raise InferenceFailed("the model gave a number that is not finite")
 
 
 @contextmanager

@@ -74,7 +74,7 @@ async def _answer(request: web.Request, body: ChatRequest, ref: str) -> web.Stre
     copies = body.n or 1
     with inputs_called("messages", copies=copies):
         asked = await wanted(request, ref, [chat], options_of(body, limit), CHATTERS, copies=copies)
-        told = _Told(body, asked.model)
+        told = _Told(body, ref, asked.model)
         if body.stream:
             events = told.events(request, asked)
             return await send_events(request, events, headers=model_headers(asked.model), failed=error_event)
@@ -82,7 +82,7 @@ async def _answer(request: web.Request, body: ChatRequest, ref: str) -> web.Stre
     reply = ChatCompletion(
         id=told.id,
         created=told.created,
-        model=body.model,
+        model=ref,
         choices=[
             ChatChoice(index, AnswerMessage("assistant", one.text), one.finish)
             for index, one in enumerate(answers(done))
@@ -138,10 +138,10 @@ def _message(message: ChatMessage, index: int) -> Message:
 class _Told:
     """One request's replies."""
 
-    def __init__(self, body: ChatRequest, model: LoadedModel) -> None:
+    def __init__(self, body: ChatRequest, ref: str, model: LoadedModel) -> None:
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
-        self._body = body
+        self._ref = ref
         self._model = model
         options = body.stream_options
         self._counted = options is not None and bool(options.include_usage)
@@ -150,7 +150,7 @@ class _Told:
         chunk = ChatChunk(
             id=self.id,
             created=self.created,
-            model=self._body.model,
+            model=self._ref,
             choices=choices,
             usage=usage if self._counted else msgspec.UNSET,
             system_fingerprint=fingerprint(self._model),

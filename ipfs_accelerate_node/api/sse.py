@@ -26,9 +26,15 @@ def event(body: bytes) -> bytes:
 
 
 async def send_events(
-    request: web.Request, events: Events, *, headers: Mapping[str, str], failed: Callable[[NodeError], bytes]
+    request: web.Request,
+    events: Events,
+    *,
+    headers: Mapping[str, str],
+    failed: Callable[[NodeError], bytes],
+    ping_s: float = PING_S,
 ) -> web.StreamResponse:
-    """failed: a failure after the first event, as an event. A reader who leaves ends the making of events.
+    """failed: a failure after the first event, as an event. ping_s: of silence, then a comment is sent. A reader
+    who leaves ends the making of events.
 
     Raises NodeError: before anything was sent. ConnectionError: the reader has left.
     """
@@ -40,7 +46,7 @@ async def send_events(
     async with asyncio.TaskGroup() as group:
         making = group.create_task(_make(events, made), name="events")
         try:
-            await _send(request, reply, made, failed)
+            await _send(request, reply, made, failed, ping_s)
         except (ConnectionError, NodeError) as exc:  # told by this function, not by the group
             problem = exc
         making.cancel()
@@ -61,11 +67,15 @@ async def _make(events: Events, made: asyncio.Queue[_Made]) -> None:
 
 
 async def _send(
-    request: web.Request, reply: web.StreamResponse, made: asyncio.Queue[_Made], failed: Callable[[NodeError], bytes]
+    request: web.Request,
+    reply: web.StreamResponse,
+    made: asyncio.Queue[_Made],
+    failed: Callable[[NodeError], bytes],
+    ping_s: float,
 ) -> None:
     while True:
         try:
-            async with asyncio.timeout(PING_S):
+            async with asyncio.timeout(ping_s):
                 one = await made.get()
         except TimeoutError:
             one = b": \n\n"
