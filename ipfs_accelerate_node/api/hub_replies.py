@@ -81,7 +81,8 @@ def _status(error: NodeError, *, has_token: bool) -> int:
         return 404 if has_token else 401
     if isinstance(error, SourceUnavailable) and error.code in ("rate_limited", "loop"):
         return 429 if error.code == "rate_limited" else 508
-    return 502 if isinstance(error, UnsafeContent) else http_status(error)
+    is_no_use = isinstance(error, UnsafeContent) or error.code == "too_many_files"  # however often it is asked
+    return 502 if is_no_use else http_status(error)
 
 
 def _error(message: str, status: int, headers: dict[str, str]) -> web.Response:
