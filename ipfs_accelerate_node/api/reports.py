@@ -8,6 +8,7 @@ JSON. A caller who leaves ends the report; what it had loaded is unloaded.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import msgspec
 from aiohttp import web
@@ -22,7 +23,9 @@ from ipfs_accelerate_node.benchmarks.cells import Cell, Report
 from ipfs_accelerate_node.benchmarks.last_report import keep_report
 from ipfs_accelerate_node.benchmarks.neighbours import with_claims
 from ipfs_accelerate_node.benchmarks.report import Step, Tell, report
-from ipfs_accelerate_node.errors import Conflict
+from ipfs_accelerate_node.content.cid import Cid
+from ipfs_accelerate_node.errors import Conflict, NotFound
+from ipfs_accelerate_node.node import Node
 
 ONE_AT_A_TIME: web.AppKey[asyncio.Lock] = web.AppKey("one_report_at_a_time", asyncio.Lock)
 
@@ -50,9 +53,17 @@ async def _made(request: web.Request, body: ReportRequest, tell: Tell = lambda _
     here = node(request)
     made = await report(here, refs=body.refs, devices=body.devices, precisions=body.precisions, tell=tell)
     if body.peers:
-        made = await with_claims(made, here.exchange.results, lambda root: here.find(str(root)).public)
+        made = await with_claims(made, here.exchange.results, partial(_public, here))
     await asyncio.to_thread(keep_report, request.app[CONFIG].cache, made)
     return made
+
+
+def _public(here: Node, root: Cid) -> bool:
+    """One that was deleted meanwhile is not."""
+    try:
+        return here.find(str(root)).public
+    except NotFound:
+        return False
 
 
 ROUTES = (Route("POST", "/api/report", make_report, Surface.STATE, measures=True),)
