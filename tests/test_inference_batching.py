@@ -25,10 +25,10 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(
         tokens=st.integers(1, 64), rows=st.integers(1, 9), step=st.sampled_from([1, 8]), packed=st.booleans(),
-        overhead=st.integers(0, 32),
+        overhead=st.integers(0, 32), even=st.booleans(),
     )  # fmt: skip
-    def begin(self, tokens: int, rows: int, step: int, packed: bool, overhead: int) -> None:
-        self.passes = Passes(tokens=tokens, rows=rows, overhead=overhead, step=step, packed=packed)
+    def begin(self, tokens: int, rows: int, step: int, packed: bool, overhead: int, even: bool) -> None:
+        self.passes = Passes(tokens=tokens, rows=rows, overhead=overhead, step=step, packed=packed, even=even)
         self.batcher: Batcher[Content, Content] = Batcher(self.passes, window=WINDOW, age_s=AGE_S)
         self.now = 0.0
         self.numbers = 0
@@ -91,6 +91,7 @@ class Machine(RuleBasedStateMachine):
         assert batch.tokens == sum(costs)
         assert batch.padded == self.passes.padded(len(costs), max(costs), sum(costs)) >= batch.tokens
         assert len(costs) == 1 or (batch.padded <= self.passes.tokens and len(costs) <= self.passes.rows)
+        assert self.passes.count(len(costs)) == len(costs)
         assert len({member.piece.lane for member in batch.members}) == 1
         assert not any(member.work.ended for member in batch.members)
         for member in batch.members:
@@ -216,3 +217,9 @@ def test_a_single_row_goes_at_once(cost: int) -> None:
     batcher.admit(work(1, [cost]), 0.0)
     assert taken(batcher) == [(1, 0)]
     assert batcher.take(0.0) is None
+
+
+def test_even_counts_of_rows() -> None:
+    even = Passes(even=True)
+    counts = sorted({even.count(rows) for rows in range(1, 65)})
+    assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64]

@@ -32,19 +32,26 @@ class Passes:
     """What an engine does well in one pass.
 
     tokens: at most, padding included (one row may have more). rows: at most. overhead: what a pass costs beside its
-    tokens, in tokens. step: lengths are filled up to a multiple of it, so that the engine sees few shapes. packed: rows
-    lie one behind the other, without padding.
+    tokens, in tokens. step: lengths are filled up to a multiple of it, so that the engine sees few shapes; even: for
+    the same reason a batch has 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, … rows, and those above wait for the next.
+    packed: rows lie one behind the other, without padding.
     """
 
     tokens: int = 1024
     rows: int = 128
     overhead: int = 32
     step: int = 1
+    even: bool = False
     packed: bool = False
 
     def length(self, longest: int) -> int:
         """What rows of at most so many tokens are filled up to."""
         return -(-longest // self.step) * self.step
+
+    def count(self, rows: int) -> int:
+        """Of so many rows, how many go together."""
+        unit = 1 << max(0, rows.bit_length() - 3)
+        return rows - rows % unit if self.even else rows
 
     def padded(self, rows: int, longest: int, tokens: int) -> int:
         """Tokens that go through the model for rows of ``tokens`` tokens together, ``longest`` of the longest."""
@@ -195,6 +202,10 @@ class Batcher(Generic[Content, Answer]):
                 break
             members.append(member)
             longest, tokens = most, total
+        if (count := self.passes.count(len(members))) < len(members):
+            del members[count:]
+            tokens = sum(member.piece.cost for member in members)
+            longest = max(member.piece.cost for member in members)
         for member in members:
             member.work.served += member.piece.cost
             if member.work.began is None:

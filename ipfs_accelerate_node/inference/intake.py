@@ -255,7 +255,7 @@ class Intake:
                 done = self._batcher.finish(ready.batch, answers, seconds)
             self._tally.count(ready.batch, seconds)
             opened = [self._open.pop(work.number) for work in done]
-            work_done = self._told()
+            work_done = self._told() if done else wire.Work()
         replies: list[wire.Outputs | wire.Failure | wire.Dropped] = []
         payloads: list[bytes] = []
         for work, known in zip(done, opened, strict=True):
@@ -264,8 +264,13 @@ class Intake:
             payloads.append(payload)
         return wire.Answers(replies, work_done), b"".join(payloads)
 
+    def told(self) -> wire.Work:
+        """What was done since it was told last."""
+        with self._changed:
+            return self._told()
+
     def _told(self) -> wire.Work:
-        """What was done since it was told last. Called with the lock held."""
+        """Called with the lock held."""
         told, self._tally = self._tally.told(self._batcher), _Tally(last=self._tally.last)
         return told
 

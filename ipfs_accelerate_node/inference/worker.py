@@ -83,7 +83,7 @@ class Worker:
             self._send(answers, payload)
         elif time.monotonic() - self._last_sign > SIGN_OF_LIFE_S:
             self._last_sign = time.monotonic()
-            self._send(wire.Progress("computing", answers.work))
+            self._send(wire.Progress("computing", self.intake.told()))
 
     def _by_itself(self, request: wire.Request) -> None:
         self._alone = job = getattr(request, "job", None)
