@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ipfs_accelerate_node.errors import InvalidInput
 from ipfs_accelerate_node.inference.model import Options
 from ipfs_accelerate_node.inference.tasks.answers import Answer
 from ipfs_accelerate_node.inference.tasks.rules import kept, likeliest
@@ -16,7 +18,7 @@ from ipfs_accelerate_node.inference.tasks.telling import Telling
 from ipfs_accelerate_node.inference.tasks.texts import TextTokens
 from ipfs_accelerate_node.inference.tasks.tokenizer_files import read_tokenizer
 from tests.support.models import write_json
-from tests.support.models_tasks import BUILT, byte_level, np
+from tests.support.models_tasks import BUILT, byte_level
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
@@ -58,7 +60,7 @@ def test_what_is_told_comes_to_the_answer(
 ) -> None:
     try:
         after, ids = tokens.whole(0, prompt), tokens.whole(0, text, special=False)
-    except Exception:
+    except InvalidInput:
         return
     answer = Answer(tokens, (2,), tuple(stop), after=after)
     pieces = list(told(answer, ids, min(limit, len(ids))))
