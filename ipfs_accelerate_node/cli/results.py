@@ -68,23 +68,25 @@ def results(
     _check(verify=verify, by_key=by_key, hardware=hardware, rerun=rerun)
     files = Files(parquet, plots, html, force=force)
     files.check()
-    done: dict[str, Any] | None = None
-    if verify:
-        wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in rerun.items() if value}
-        done = daemon.call("POST", "/api/results/verify", {"ref": ref, "peers": peers, "ask": not offline, **wanted})
     query = [("model", ref), *(("peer", peer) for peer in peers)]
     query += [("hardware", hardware)] if hardware else []
     query += [("ask", "no")] if offline or verify else []
-    found = daemon.call("GET", f"/api/results?{urlencode(query)}") if done is None or files.wanted else None
-    sheet = _sheet(done, found, by_key=by_key)
+    done = _run_again(daemon, {"ref": ref, "peers": peers, "ask": not offline}, rerun) if verify else None
+    found: Any = daemon.call("GET", f"/api/results?{urlencode(query)}") if done is None or files.wanted else None
+    sheet, lines = _sheet(done, found, by_key=by_key), _told(found) if done is None else _verified(done)
     if as_json:
         print_json(found if done is None else done)
     else:
         _show(sheet, form)
-    lines = _told(found) if done is None and found is not None else _verified(done or {})
-    files.write(ref, found, sheet, lines, verified=done is not None)
+    files.write(ref, found, sheet, lines, verified=verify)
     for line in lines if not as_json else ():
         note(line)
+
+
+def _run_again(daemon: Daemon, wish: dict[str, Any], rerun: dict[str, Any]) -> dict[str, Any]:
+    wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in rerun.items() if value}
+    done: dict[str, Any] = daemon.call("POST", "/api/results/verify", {**wish, **wanted})
+    return done
 
 
 def _check(*, verify: bool, by_key: bool, hardware: str | None, rerun: dict[str, Any]) -> None:
