@@ -319,7 +319,7 @@ def _wanted(device: str, found: Sequence[Accelerator]) -> list[str]:
 def _too_busy(found: Workload, measured: Measured, why: str) -> Unavailable:
     state = measured.state
     return Unavailable(
-        f"the machine was too busy to measure {found.name}: {why}; --even-if-busy keeps it here, marked",
+        f"the machine was too busy to measure {found.name}: {why}; bench --even-if-busy keeps it here, marked",
         code="machine_busy",
         workload=found.name,
         samples_ns=list(measured.samples_ns),
