@@ -112,9 +112,10 @@ async def test_clients_that_vanish_free_everything(registry: Registry, model: Lo
     assert time.monotonic() - began < 2.0
     outcomes = [None if task.cancelled() else task.exception() for task in done]
     assert all(outcome is None or isinstance(outcome, Overloaded) for outcome in outcomes)
+    assert (await registry.embed(model, ["the cat"])).model.pid == model.pid  # and passes so far are told with it
     passes = stats(registry).passes
-    assert (await registry.embed(model, ["the cat"])).model.pid == model.pid
-    assert stats(registry).passes - passes <= 3
+    await registry.embed(model, ["the mat"])
+    assert stats(registry).passes == passes + 1
     vanished = sum(task.cancelled() for task in done)
     assert vanished / 2 < stats(registry).dropped - before.dropped <= vanished  # the others were just answered
     assert stats(registry).rows - before.rows < 60 * vanished / 2
