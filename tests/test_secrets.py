@@ -14,6 +14,7 @@ from tests.support.hub import FakeHub
 from tests.support.node import NodeProcess
 
 HUB_TOKEN = "hf_canaryCanaryCanaryCanary"
+CALLERS = "hf_anotherCanaryOfACaller"
 KUBO_SECRET = "canary-kubo-password"
 
 
@@ -105,9 +106,78 @@ async def test_a_callers_token_goes_to_the_hub_and_sings_nowhere_else(cache: Pat
         assert HUB_TOKEN not in text, place
 
 
-async def answer(url: str) -> str:
+@pytest.mark.needs("linux")
+@pytest.mark.timeout(150)
+async def test_two_tokens_through_a_whole_story(cache: Path, tmp_path: Path) -> None:
+    """The node's own and a caller's: a gated model pinned, shared, hydrated and told of; a private one through the
+    endpoint; redirects to another origin; failures. Then every byte that was said, written, sent or can be listed."""
+    files = {"config.json": b"{}", "model.safetensors": bytes(100_000)}
+    said: list[str] = []
+    async with FakeHub([HUB_TOKEN, CALLERS], one_origin=True) as hub:
+        hub.repo("org/gated", files, gated=True, accepted=frozenset([HUB_TOKEN]))
+        hub.repo("org/private", files, readers=frozenset([CALLERS]))
+        hub.repo("org/public", {"config.json": b"public", "model.safetensors": bytes(200_000)})
+        hub.repo("org/away", {**files, "away.bin": b"else"}, readers=frozenset([HUB_TOKEN, CALLERS]))
+        hub.always["away.bin"] = f"location:{hub.other}/away"
+        sources = ("--peer", hub.other, "--gateway", hub.other, "--log-level", "debug")
+        node = NodeProcess(cache, "--hf-upstream", hub.url, *sources, env={"HF_TOKEN": HUB_TOKEN})
+
+        async def ran(*arguments: str) -> int:
+            done = await asyncio.to_thread(node.cli, *arguments, check=False)
+            said.append(done.stdout + done.stderr)
+            return done.returncode
+
+        try:
+            await asyncio.to_thread(node.start)
+            assert await ran("pin", "hf:org/gated", "--name", "gated") == 0
+            assert await ran("share", "hf:org/gated") == 0
+            assert await ran("hydrate", "hf:org/gated", "--cache-dir", str(tmp_path / "hydrated")) == 0
+            for command in (("publish", "hf:org/gated"), ("audit", "hf:org/gated"), ("info", "gated", "--json")):
+                await ran(*command)
+            for failing in ("hf:org/private", "hf:org/none", "hf:org/away"):
+                assert await ran("pin", failing, "--json") != 0
+                await ran("load", failing, "--task", "embedding")
+            await ran("doctor", "--cache", str(cache), "--json")
+            for repo in ("org/public", "org/private", "org/gated", "org/away", "org/none"):
+                for path in (*files, "away.bin"):
+                    said.append(await answer(f"{node.url}/{repo}/resolve/main/{path}", CALLERS))
+                said.append(await answer(f"{node.url}/api/models/{repo}/tree/main", CALLERS))
+            said.append(await answer(f"{node.url}/api/whoami-v2", CALLERS))
+            assert node.process is not None
+            await asyncio.to_thread(node.request, "GET", "/api/accelerators")
+            await ran("load", "mock:embedding")
+            own, *workers = family(node.process.pid)
+            assert workers
+            said += [Path(f"/proc/{pid}/cmdline").read_text() for pid in (own, *workers)]
+            said += [Path(f"/proc/{pid}/environ").read_text() for pid in workers]
+        finally:
+            await asyncio.to_thread(node.stop)
+    for token in (HUB_TOKEN, CALLERS):
+        assert any(seen.authorization == f"Bearer {token}" for seen in hub.asked("hub")), "it was used"
+    assert hub.asked("other"), "others were asked"
+    everything = {f"said {number}": text for number, text in enumerate(said)} | {"log": node.log.read_text()}
+    everything |= {f"to {seen.at}: {seen.path}": f"{seen.path} {seen.headers}" for seen in hub.asked("other")}
+    everything |= {f"URL {seen.path}": seen.path for seen in hub.seen}
+    for folder in (cache, tmp_path / "hydrated"):
+        written = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert written
+        everything |= {str(path): content.decode("latin-1") for path, content in written.items()}
+    for place, text in everything.items():
+        for token in (HUB_TOKEN, CALLERS):
+            assert token not in text, place
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it, whichever of its threads began them."""
+    below = [
+        int(child) for tasks in Path(f"/proc/{pid}/task").glob("*/children") for child in tasks.read_text().split()
+    ]
+    return [pid, *(further for child in below for further in family(child))]
+
+
+async def answer(url: str, token: str = HUB_TOKEN) -> str:
     async with (
         aiohttp.ClientSession() as session,
-        session.get(url, headers={"Authorization": f"Bearer {HUB_TOKEN}"}) as reply,
+        session.get(url, headers={"Authorization": f"Bearer {token}"}) as reply,
     ):
         return f"{reply.headers} {(await reply.read()).decode('latin-1')}"
