@@ -54,6 +54,8 @@ class Config:
     threads: int | None = None  # of a worker's computation; None: one per core
     keep_alive_s: float | None = None  # a model that was idle for so long is unloaded; None: never
     memory_bytes: int | None = None  # what all workers together may take; None: what the machine has
+    queue_wait_s: float = 2.0  # a request that would wait longer for its model is refused at once, with a time
+    share_identical: bool = True  # identical requests that wait at the same time share one computation
     default_model: str | None = None  # of inference routes that name none; None: the only one that is loaded
     allow_mock: bool = False  # where a model cannot be had, a mock of its task answers, marked as one
 

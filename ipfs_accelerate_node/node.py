@@ -114,6 +114,8 @@ class Node:
                 keep_alive_s=math.inf if self.config.keep_alive_s is None else self.config.keep_alive_s,
                 budget_bytes=self.config.memory_bytes,
                 gone=lambda root: self.serving.release(root),
+                queue_wait_s=self.config.queue_wait_s,
+                share_identical=self.config.share_identical,
             )
         )
         self._group = await stack.enter_async_context(asyncio.TaskGroup())

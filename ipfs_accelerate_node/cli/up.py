@@ -39,6 +39,7 @@ _VALUES = {
     "threads": ("N", "Threads of a model's worker (one per core)."),
     "keep_alive_s": ("SECONDS", "Unload a model that was idle for so long (never)."),
     "memory": ("BYTES", "Most that loaded models may take; the one unused for longest makes room (all there is)."),
+    "queue_wait_s": ("SECONDS", "Refuse a request that would wait longer for its model (2)."),
     "default_model": ("REF", "Model of inference routes that name none (the only one that is loaded)."),
 }
 _LISTS = {
@@ -60,6 +61,7 @@ _SWITCHES = {
     "paranoid": "Hash every leaf again before it leaves (off).",
     "publish": "Standing consent to publish benchmark records (off).",
     "allow_mock": "Where a model cannot be had, let a mock answer, marked MOCK (off).",
+    "share_identical": "Compute identical requests that wait at the same time once (on).",
     "hf_offline": "Never ask the Hub (off).",
     "hub_open": "Serve the Hub's routes when not on loopback, public content only (off).",
     "kubo_loopback": "Keep the managed Kubo on loopback, for tests (off).",
