@@ -104,7 +104,7 @@ def import_hf_cache(ref: str | None, cache_dir: Path | None, daemon: Daemon, as_
             for why in item["refused"]:
                 note(f"{item['repo']}@{item['commit'][:8]} {why['path'] or item['outcome']}: {why['reason']}")
             if item["absent"]:
-                note(f"{item['repo']}@{item['commit'][:8]} lacks {_some(item['absent'])}")
+                note(f"{item['repo']}@{item['commit'][:8]} lacks {_some(item['absent'])}{_kept(item)}")
     if any(why["code"] in ("hash_mismatch", "wrong_blob") for item in found for why in item["refused"]):
         click.get_current_context().exit(EXIT_VERIFICATION)
 
@@ -137,7 +137,7 @@ def share(ref: str, undo: bool, daemon: Daemon, as_json: bool) -> None:
 
 
 def _row(item: dict[str, Any]) -> tuple[object, ...]:
-    stored = item["root"] is not None
+    stored = item["files"] > 0
     return (
         item["repo"],
         item["commit"][:8] or "-",
@@ -148,6 +148,10 @@ def _row(item: dict[str, Any]) -> tuple[object, ...]:
         yes_no(item["public"]) if stored else "-",
         item["root"] or "-",
     )
+
+
+def _kept(item: dict[str, Any]) -> str:
+    return f"; what is here is kept for `ian pin hf:{item['repo']}`" if item["files"] and item["root"] is None else ""
 
 
 def _some(paths: list[str]) -> str | None:

@@ -15,12 +15,14 @@ from pathlib import Path
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.content.plan import ModelPlan
 from ipfs_accelerate_node.errors import NodeError, NotFound, Unavailable
+from ipfs_accelerate_node.fetch.withdrawals import Withdrawals
 from ipfs_accelerate_node.kubo import KuboClient, KuboService, Seeded, is_seeded, kept_roots, let_go, seed, unseed
 from ipfs_accelerate_node.store import Store
 
 log = logging.getLogger(__name__)
 
 Nodes = Sequence[tuple[Cid, bytes]]
+RETRY_S = 5.0
 NOT_PUBLIC = "served to nobody: it mirrors a gated or private Hub repository (`share` changes that)"
 INCOMPLETE = "served over HTTP only: {count} of its files are not here, and Kubo keeps whole models"
 
@@ -32,6 +34,8 @@ class Seeder:
         self._store = store
         self._kubo = kubo
         self._turn = asyncio.Lock()
+        self._withdrawals = Withdrawals(store)
+        self._is_late = asyncio.Event()  # something is to be taken back, and could not be
         self._departed: asyncio.Queue[tuple[ModelPlan, Nodes]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         store.on_departure(lambda plan, nodes: _hand_over(loop, self._departed, plan, nodes))
@@ -79,11 +83,18 @@ class Seeder:
 
     async def withdraw(self, root: Cid) -> None:
         """A model that is stored still is no longer public: Kubo keeps, gives and announces nothing of it that no
-        public model has. Raises NotFound, Unavailable where Kubo is there and cannot be told."""
+        public model has. Raises NotFound, Unavailable where Kubo cannot be told: then that is done as soon as it can
+        be, also after a restart, and also by a daemon that is not our own."""
+        await asyncio.to_thread(self._withdrawals.note, root)
         if self._kubo.state == "off":
             return
-        async with self._turn:
-            await self._withdraw(self._kubo.client, root)
+        try:
+            async with self._turn:
+                await self._withdraw(self._kubo.client, root)
+        except Unavailable:
+            self._is_late.set()
+            raise
+        await asyncio.to_thread(self._withdrawals.done, root)
 
     async def _withdraw(self, client: KuboClient, root: Cid) -> None:
         plan, nodes, keep = await asyncio.to_thread(self._private_parts, root)
@@ -105,11 +116,13 @@ class Seeder:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_kubo(), name="seed stored models")
             group.create_task(self._follow_departures(), name="unseed departed models")
+            group.create_task(self._follow_withdrawals(), name="unseed private models")
 
     async def _follow_kubo(self) -> None:
         client: KuboClient | None = None
         while True:
             client = await self._kubo.next_ready(client)
+            await self._catch_up(client)
             if client.managed:  # another daemon may keep the models of other nodes too
                 await self._release_departed(client)
             for model in await asyncio.to_thread(self._store.models):
@@ -120,6 +133,32 @@ class Seeder:
                         await self.seed(model.root, announce=model.announce, brought=False)
                 except NodeError as exc:
                     log.warning("seed.check_failed root=%s reason=%s", model.root, exc)
+
+    async def _catch_up(self, client: KuboClient) -> None:
+        """What was taken back while Kubo was away."""
+        for root in await asyncio.to_thread(self._withdrawals.pending):
+            try:
+                async with self._turn:
+                    model = await asyncio.to_thread(self._store.model, root)
+                    if model is None:
+                        await let_go(client, root)
+                    elif not model.public:
+                        await self._withdraw(client, root)
+                await asyncio.to_thread(self._withdrawals.done, root)
+            except NodeError as exc:
+                self._is_late.set()
+                log.info("unseed.still_late root=%s reason=%s", root, exc)
+
+    async def _follow_withdrawals(self) -> None:
+        """Tries again what Kubo could not be told: it may have been away for too short a time to be missed."""
+        while True:
+            await self._is_late.wait()
+            await asyncio.sleep(RETRY_S)
+            self._is_late.clear()
+            try:
+                await self._catch_up(self._kubo.client)
+            except Unavailable:
+                self._is_late.set()
 
     async def _release_departed(self, client: KuboClient) -> None:
         """Models that left the store while Kubo was away, or became private, are no longer kept there. What is left of

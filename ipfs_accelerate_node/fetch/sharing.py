@@ -81,7 +81,7 @@ class Sharing:
         try:
             await self._seeder.withdraw(model.root)
         except NodeError as exc:
-            note = f"Kubo could not be told ({exc}): it is taken back there as soon as our own Kubo is ready"
+            note = f"Kubo could not be told ({exc}): it is taken back there as soon as Kubo is ready"
         _, licence = await in_thread(self._said, private)
         return Shared(str(model.root), private.provenance.hub_repo, False, licence, UNDONE, note=note)
 
