@@ -19,7 +19,6 @@ _SHORT = (0, 2, 4, 5, 6, 7, 8, 9, 10, 11)  # of HEADER, where the width of a ter
 
 
 def row(cell: Cell) -> tuple[str, ...]:
-    speed = "" if cell.throughput is None else f"{cell.throughput:.4g} {cell.unit}"
     return (
         cell.model,
         cell.task,
@@ -30,10 +29,15 @@ def row(cell: Cell) -> tuple[str, ...]:
         "" if cell.agreement is None else agreement(cell.agreement),
         "" if cell.p50_ms is None else f"{cell.p50_ms:.4g}",
         "" if cell.p95_ms is None else f"{cell.p95_ms:.4g}",
-        speed,
+        _speed(cell),
         "" if cell.memory_bytes is None else size(cell.memory_bytes),
         "" if cell.load_s is None else f"{cell.load_s:.3g}",
     )
+
+
+def _speed(cell: Cell | ClaimedCell) -> str:
+    rate = cell.throughput
+    return "" if rate is None else f"{rate:.0f} {cell.unit}" if rate >= 1000 else f"{rate:.4g} {cell.unit}"
 
 
 def agreement(value: float) -> str:
@@ -87,7 +91,7 @@ def claim_row(claim: ClaimedCell) -> tuple[str, ...]:
         "",
         "" if claim.p50_ms is None else f"{claim.p50_ms:.4g}",
         "",
-        "" if claim.throughput is None else f"{claim.throughput:.4g} {claim.unit}",
+        _speed(claim),
         "",
         "" if claim.load_s is None else f"{claim.load_s:.3g}",
     )
@@ -104,7 +108,7 @@ def claim_remarks(claim: ClaimedCell) -> list[str]:
     flags = (
         "signed, not run here",
         "a key that you trust" if claim.trusted else "",
-        f"unlike: {claim.unlike} than like hardware, which does not mean wrong" if claim.unlike else "",
+        f"unlike: {claim.unlike} than others on like hardware, which does not mean wrong" if claim.unlike else "",
         by if claim.by else "",
     )
     return [flag for flag in flags if flag]
