@@ -28,6 +28,7 @@ from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph
 from ipfs_accelerate_node.inference.tasks.texts import TextTokens
 from ipfs_accelerate_node.inference.tasks.tokenizer_files import read_tokenizer
 from tests.support.models import WORDS, tiny_model
+from tests.support.sample import SAMPLE
 from tests.support.workers import at_work, registry_in_its_task, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(90)]
@@ -334,3 +335,24 @@ async def test_large_and_small_requests_have_windows_of_their_own() -> None:
     for number in list(line.flying):
         line.landed(number)
     assert (line.tokens, line.queued, line.flying) == (0, 0, {})
+
+
+# -- the sample model on OpenVINO
+
+
+@pytest.mark.model
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+async def test_the_sample_model_alone_and_among_others(tmp_path: Path, precision: str) -> None:
+    inputs = texts(96, seed=3, most=120)
+    async with registry_in_its_task(cache=tmp_path, queue_wait_s=60.0) as registry:
+        spec = ModelSpec("bafysample", SAMPLE, ("sample",))
+        model = await registry.load(spec, device="openvino:CPU", precision=precision)
+        alone = [(await registry.embed(model, [text])).vectors[0] for text in inputs[:12]]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(registry.embed(model, inputs[at : at + 4])) for at in range(0, 96, 4)]
+        together = np.concatenate([task.result().vectors for task in tasks])
+    for one, other in zip(alone, together, strict=False):
+        if precision == "f32":
+            np.testing.assert_allclose(other, one, atol=1e-5)
+        assert float(one @ other) >= 0.9999
