@@ -19,8 +19,7 @@ from ipfs_accelerate_node.errors import Conflict, Forbidden, NotFound, StorageEr
 from ipfs_accelerate_node.fetch.hf_cache import layout
 from ipfs_accelerate_node.fetch.hf_cache.folder import Folder
 from ipfs_accelerate_node.fetch.hf_cache.hydrate import Content, write
-from ipfs_accelerate_node.fetch.hf_cache.placing import Blob, Way, place
-from ipfs_accelerate_node.sources.hub_answers import TreeEntry
+from ipfs_accelerate_node.fetch.hf_cache.placing import Blob, place
 from ipfs_accelerate_node.sources.hub_names import HubRepo
 from tests.support.hf_cache import client, client_cache, entries
 from tests.support.hub import FakeHub, oid
@@ -196,40 +195,6 @@ def content(tmp_path: Path, files: dict[str, bytes], commit: str = "a" * 40) -> 
             at.chmod(0o400)
         blobs[path] = Blob(oid(path, data), len(data), at)
     return Content(HubRepo("org/m"), commit, entries(files), blobs, {"main": 1.0})
-
-
-@pytest.mark.parametrize("way", ["hard", "copy"])
-def test_files_over_50_gb(tmp_path: Path, way: Way) -> None:
-    """A hole of 51 GB: what the client refuses to fetch by plain HTTP. A copy keeps the hole."""
-    size = 51 * 10**9
-    (source := tmp_path / "big").touch()
-    os.truncate(source, size)
-    source.chmod(0o400)
-    (folder := tmp_path / "hf").mkdir()
-    etag = "b" * 64
-    tree = (TreeEntry("model.safetensors", size, "c" * 40),)
-    big = Content(HubRepo("org/m"), "a" * 40, tree, {"model.safetensors": Blob(etag, size, source)}, {"main": 1.0})
-    done = write(big, folder, (way,))
-    assert [(file.path, file.how) for file in done.files] == [("model.safetensors", way)]
-    found = os.stat(done.snapshot / "model.safetensors")
-    assert (found.st_size, found.st_blocks < 1000) == (size, True)
-
-
-async def test_the_client_finds_a_hydrated_file_over_50_gb_at_once(tmp_path: Path) -> None:
-    size = 51 * 10**9
-    (source := tmp_path / "big").touch()
-    os.truncate(source, size)
-    source.chmod(0o400)
-    (folder := tmp_path / "hf").mkdir()
-    tree = (TreeEntry("model.safetensors", size, "c" * 40),)
-    blob = Blob("b" * 64, size, source)
-    write(Content(HubRepo("org/m"), "a" * 40, tree, {"model.safetensors": blob}, {"main": 1.0}), folder)
-    script = """
-import json, os
-from huggingface_hub import hf_hub_download
-print(json.dumps(os.stat(hf_hub_download("org/m", "model.safetensors")).st_size))
-"""
-    assert await client(script, cache=folder, home=tmp_path / "home") == size
 
 
 def test_nothing_that_is_there_is_replaced(tmp_path: Path) -> None:
