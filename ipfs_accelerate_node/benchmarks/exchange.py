@@ -110,6 +110,7 @@ class Exchange:
         self._check = check
         self.book = PeerBook(cache, configured, own=key.peer_id, tunnels=reach is not None, allowed=allowed)
         self._exit = AsyncExitStack()
+        self.published = 0  # records, in this run
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -309,6 +310,7 @@ class Exchange:
         await in_thread(self._check, claim.model)
         await publish(client, sealed)
         await in_thread(self._shelf.note_published, envelope)
+        self.published += 1
 
 
 def _theirs(claim: Claim) -> Told:

@@ -28,6 +28,7 @@ class Flights(Generic[K, T]):
         self._linger_s = linger_s
         self._closed = False
         self._under_way: dict[K, _Flight[T]] = {}
+        self.joined = 0  # callers who waited for what another one had begun
 
     async def join(self, key: K, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The outcome of work for this key, begun now or earlier. Raises what it raises, and Unavailable (code
@@ -37,6 +38,8 @@ class Flights(Generic[K, T]):
             if flight is None:
                 flight = self._under_way[key] = _Flight(self._group.create_task(_outcome(work)))
                 flight.task.add_done_callback(lambda _: self._under_way.pop(key, None))
+            else:
+                self.joined += 1
             await self._wait(flight)
             if flight.task.cancelled():
                 continue

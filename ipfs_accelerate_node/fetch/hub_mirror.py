@@ -78,6 +78,11 @@ class HubMirror:
         self._wrong: dict[str, tuple[float, IntegrityError]] = {}
         self._down_until = 0.0
 
+    @property
+    def joins(self) -> int:
+        """Callers who waited for an answer or a file that was being fetched for another one."""
+        return self._answers.joined + self._transfers.joined
+
     def close(self) -> None:
         self._answers.close()
         self._transfers.close()

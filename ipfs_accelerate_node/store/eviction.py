@@ -4,6 +4,7 @@ nobody brings now."""
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.store.index import FileRow, Index
@@ -15,6 +16,14 @@ from ipfs_accelerate_node.store.unnameds import Unnameds
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Evicted:
+    """Since the store was opened: models and files, and the bytes that were freed for room."""
+
+    count: int = 0
+    size_bytes: int = 0
+
+
 class Eviction:
     """Never takes what is pinned, in use, or being brought by someone. Callers hold the store's lock."""
 
@@ -23,6 +32,7 @@ class Eviction:
         self._models = models
         self._partials = partials
         self._unnamed = unnamed
+        self.evicted = Evicted()
 
     def evictable_bytes(self) -> int:
         """What `evict` could free at most: files all of whose models may go count once, as one inode."""
@@ -37,11 +47,17 @@ class Eviction:
 
     def evict(self, needed_bytes: int) -> int:
         """Frees at least so much if that is possible. Returns the bytes freed."""
+        freed = self._evict(needed_bytes)
+        self.evicted.size_bytes += freed
+        return freed
+
+    def _evict(self, needed_bytes: int) -> int:
         models: list[tuple[int, StoredModel | FileRow]] = [(model.last_used, model) for model in self._candidates()]
         freed = 0
         for _, going in sorted([*models, *self._models.blobs.loose()], key=lambda used: used[0]):
             if freed >= needed_bytes:
                 return freed
+            self.evicted.count += 1
             if isinstance(going, StoredModel):
                 freed += self._models.remove(going.root)
                 log.info("store.evict root=%s", going.root)

@@ -87,6 +87,10 @@ class SourceRecords:
             return replace(record, ranges=None, cars=None)
         return record
 
+    def all(self) -> list[SourceRecord]:
+        with self._lock:
+            return list(self._known.values())
+
     def note(self, conducts: Iterable[Conduct], now: float) -> None:
         """Blocking. Raises StorageError; what memory knows is then ahead of the disk."""
         with self._lock:

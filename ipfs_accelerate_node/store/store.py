@@ -70,6 +70,7 @@ class Store:
         self.underway = Underway(index, self._models, self._partials)
         eviction = Eviction(index, self._models, self._partials, self.unnamed)
         self._eviction = eviction
+        self.evicted = eviction.evicted
         self._ledger.evictable, self._ledger.evict = eviction.evictable_bytes, eviction.evict
         self.blobs.guarded = self._ledger.guards
         self._ledger.all_released = self.blobs.forget_touches
