@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -302,6 +303,7 @@ class ModelStats:
     are tokenized. rows, tokens, padded: that went through the model, ``padded`` with padding; last_*: of its last pass.
     dropped: requests whose caller had gone; expired: whose deadline had passed; shed: that were refused at once.
     shared: answered by the computation of an identical one. tokens_per_s: as measured lately, 0 while unknown.
+    load_phases: seconds of its last load by phase.
     """
 
     model: str
@@ -328,6 +330,8 @@ class ModelStats:
     queue_s: float
     compute_s: float
     tokens_per_s: float
+    device: str = ""
+    load_phases: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 
 from ipfs_accelerate_node.errors import NodeError, NotFound, Unavailable
+from ipfs_accelerate_node.inference import wire
 from ipfs_accelerate_node.inference.desk import Desk
 from ipfs_accelerate_node.inference.jobs import Answer, Job
 from ipfs_accelerate_node.inference.model import Candidate, LoadedModel, ModelSpec, ModelStats, State
@@ -39,6 +40,22 @@ class Limits:
     steady_s: float
     wait_s: float = 2.0
     share_identical: bool = True
+
+
+class Phases:
+    """Seconds of each phase of a load, one after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._name: str | None = None
+        self._began = 0.0
+
+    def enter(self, name: str | None) -> None:
+        """None: the load has ended."""
+        now = time.monotonic()
+        if self._name is not None:
+            self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._began
+        self._name, self._began = name, now
 
 
 class Slot:
@@ -71,6 +88,7 @@ class Slot:
         self._placed: Placed | None = None  # the last one; its worker may have ended
         self._worker: WorkerProcess | None = None
         self._load_s = 0.0
+        self._phases = Phases()
         self._choice: tuple[Candidate, ...] = ()
         self._error: NodeError | None = None  # why there is no worker, while there is none
         self._changed = asyncio.Condition()
@@ -186,6 +204,14 @@ class Slot:
             raise self._error
         return await self._desk.ask(job)
 
+    def stream(self, job: Job) -> AsyncIterator[wire.Delta]:
+        """What is added to its answers; see ``Desk.stream``. Raises as ``ask``."""
+        if self._closing:
+            raise self._unloaded()
+        if self._error is not None:
+            raise self._error
+        return self._desk.stream(job)
+
     @property
     def waiting(self) -> int:
         """Jobs queued or computed."""
@@ -199,7 +225,8 @@ class Slot:
         desk, known = self._desk, self.snapshot()
         return ModelStats(
             model=known.id, root=known.root, task=known.task, waiting=desk.queued, flying=desk.flying,
-            waiting_tokens=desk.tokens, tokens_per_s=desk.tokens_per_s, **asdict(desk.counts),
+            waiting_tokens=desk.tokens, tokens_per_s=desk.tokens_per_s, device=known.device,
+            load_phases=dict(self._phases.seconds), **asdict(desk.counts),
         )  # fmt: skip
 
     def _quiet(self) -> None:
@@ -261,6 +288,8 @@ class Slot:
         """Raises WorkerGone (also when it is unloaded meanwhile) and the error that refuses the model."""
         began = time.monotonic()
         await self._become("loading")
+        self._phases = Phases()
+        self._phases.enter("placing")
         # what was chosen once is not chosen again: a successor stands where the first one stood
         wanted = self.wanted if self._placed is None else self._placed.wanted
         self._placing = asyncio.ensure_future(self._place(self.spec, wanted, self._follow))
@@ -272,6 +301,7 @@ class Slot:
             raise
         finally:
             self._placing = None
+            self._phases.enter(None)
         self._worker, self._placed, self._error = placed.worker, placed, None
         self._choice = placed.choice or self._choice
         self._load_s = time.monotonic() - began
@@ -284,6 +314,7 @@ class Slot:
         await self._become("draining" if self._closing else "ready")
 
     def _follow(self, state: State) -> None:
+        self._phases.enter(state)
         if self.state != "draining":
             self.state = state
 
