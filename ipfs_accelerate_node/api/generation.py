@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,10 +60,13 @@ async def written(request: web.Request, asked: Wanted) -> Inferred:
 
 async def pieces(request: web.Request, asked: Wanted) -> AsyncIterator[Piece]:
     """The pieces of all answers as they come; of one answer, in order. Leaving the iterator ends the writing."""
-    done = await written(request, asked)
-    for index, output in enumerate(done.outputs):
-        assert isinstance(output, Generated)
-        yield Piece(index, output.text, output.ids, output.finish, output.tokens_in)
+    tokens = 0
+    writing = node(request).serving.stream(asked.ref, asked.items, asked.options, task=asked.task)
+    async with aclosing(writing) as deltas:
+        async for delta in deltas:
+            tokens += delta.tokens_in
+            yield Piece(delta.index, delta.text, delta.ids, delta.finish, delta.tokens_in)
+    request.app[METRICS].inferred(asked.model.implementation, tokens)
 
 
 def answers(done: Inferred) -> list[Generated]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import AsyncGenerator, Callable, Hashable
 from dataclasses import dataclass
 
 from ipfs_accelerate_node.errors import NodeError, Unavailable
@@ -85,6 +85,25 @@ class Desk:
         finally:
             if job.leave(caller) and not job.settled:
                 self._drop(job)
+
+    async def stream(self, job: Job) -> AsyncGenerator[wire.Delta, None]:
+        """What is added to a job's answers, to their end. Raises as ``ask``; leaving it takes the job along."""
+        asking = asyncio.ensure_future(self.ask(job))
+        asking.add_done_callback(lambda _: job.deltas.end())
+        try:
+            while not asking.done():
+                for delta in await job.deltas.take():
+                    yield delta
+            await asking
+            job.deltas.end()
+            for delta in await job.deltas.take():
+                yield delta
+        finally:
+            if not asking.done():
+                asking.cancel()
+                await asyncio.wait({asking})
+            elif not asking.cancelled():
+                asking.exception()
 
     def _take(self, job: Job) -> None:
         try:
@@ -163,8 +182,12 @@ class Desk:
     def receive(self, reply: wire.Reply, payload: memoryview) -> None:
         """What the worker says of jobs. Raises WireError: it is no answer to any of them."""
         match reply:
-            case wire.Answers(answers=answers, work=work):
+            case wire.Answers(answers=answers, work=work, deltas=deltas):
                 self._count(work)
+                for delta in deltas:
+                    job = self._lanes.flying.get(delta.job)
+                    if job is None or not job.told(delta):
+                        raise frames.WireError(f"a part of job {delta.job}, which asked for none")
                 reached = 0
                 for answer in answers:
                     size = frames.payload_bytes(answer) if isinstance(answer, wire.Outputs) else 0
@@ -174,8 +197,6 @@ class Desk:
                 if work is not None:
                     self._count(work)
                 return
-            case wire.Delta():
-                raise frames.WireError("a part of an answer that was asked for as a whole")
             case _:
                 self._land(reply, payload)
         self.last_used = time.monotonic()
@@ -237,7 +258,8 @@ class Desk:
         silent = gone is not None and gone.silent
         for job in sorted(self._lanes.flying.values(), key=lambda job: -job.number):
             job.tries += 1
-            if unloaded or silent or job.number in struck or job.tries >= MAX_TRIES or not job.wanted:
+            spent = job.number in struck or job.tries >= MAX_TRIES or job.deltas.told
+            if unloaded or silent or spent or not job.wanted:
                 self._lanes.landed(job.number)
                 self._answer_with(job, error)
             else:

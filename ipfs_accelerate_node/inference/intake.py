@@ -20,7 +20,11 @@ from ipfs_accelerate_node.inference.edge import Cancelled, attempt
 from ipfs_accelerate_node.inference.frames import pack_outputs
 from ipfs_accelerate_node.inference.jobs import size_of
 from ipfs_accelerate_node.inference.model import Output, Timing
-from ipfs_accelerate_node.inference.session import Asked, Feed, Rowwise, Session, passes_of
+from ipfs_accelerate_node.inference.session import Asked as AskedRow
+from ipfs_accelerate_node.inference.session import Feed, Rowwise, Session, passes_of
+from ipfs_accelerate_node.inference.tally import Tally
+from ipfs_accelerate_node.inference.writing import Writer
+from ipfs_accelerate_node.inference.writings import Asked, Writes, Writings
 
 AT_ONCE = 4096  # characters of a request that the reader tokenizes itself
 
@@ -34,7 +38,7 @@ class Ready:
     the pass is fed with, or why it cannot be."""
 
     batch: Batch[object, Output]
-    rows: dict[int, Asked]  # by their place in the batch
+    rows: dict[int, AskedRow]  # by their place in the batch
     feed: Feed | NodeError
 
     @property
@@ -64,15 +68,21 @@ class Intake:
         self._cancelled: set[int] = set()  # of those that are tokenized or computed by themselves now
         self._processing: Rowwise | None = None
         self._batcher: Batcher[object, Output] | None = None
+        self._writes: Writes | None = None
+        self._writings: Writings | None = None
         self._open: dict[int, _Open] = {}
         self._ahead = False
         self._ready: Ready | None = None
         self._busy = False
         self._rows_next = True
-        self._tally = _Tally()
+        self._tally = Tally()
 
     def open(self, session: Session) -> None:
         """From now on its model answers."""
+        if isinstance(session.processing, Writes):
+            with self._changed:
+                self._writes = session.processing
+                self._writings = Writings(Writer(session.processing.sequences(session.engine)), self._changed)
         if not isinstance(session.processing, Rowwise):
             return
         with self._changed:
@@ -83,8 +93,7 @@ class Intake:
     # -- the reader's
 
     def put(self, request: wire.Request) -> None:
-        processing = self._processing
-        if processing is None or not isinstance(request, wire.Infer) or not processing.takes(request.items):
+        if not isinstance(request, wire.Infer) or not self._takes(request):
             with self._changed:
                 self._whole.append(request)
                 self._changed.notify_all()
@@ -98,6 +107,10 @@ class Intake:
             self._tokenizing.add(request.job)
         self._tokenize(request)
 
+    def _takes(self, request: wire.Infer) -> bool:
+        """Does it go through together with others?"""
+        return self._writes is not None or (self._processing is not None and self._processing.takes(request.items))
+
     def cancel(self, job: int) -> None:
         """Nobody waits for it any more: it is answered as dropped now, or when it comes back from where it is."""
         with self._changed:
@@ -108,6 +121,9 @@ class Intake:
                 self._long.remove(waiting)  # type: ignore[arg-type]
             elif self._batcher is not None and self._batcher.cancel(job) is not None:
                 del self._open[job]
+            elif self._writings is not None and (gone := self._writings.cancel(job)) is not None:
+                if not gone:
+                    return
             else:
                 if job in self._tokenizing or job == self._current:
                     self._cancelled.add(job)
@@ -145,15 +161,9 @@ class Intake:
         return self._batcher.waiting_rows if self._batcher is not None else 0
 
     def _tokenize(self, request: wire.Infer) -> None:
-        processing, began = self._processing, time.monotonic()
-        assert processing is not None
-
-        def prepared() -> Sequence[object]:
-            processing.check(request.items, request.options)
-            return processing.prepare(request.items, request.options)
-
+        began = time.monotonic()
         self._tell(request.job)
-        pieces = attempt(prepared)
+        pieces = attempt(lambda: self._prepared(request))
         self._tell(0)
         took = time.monotonic() - began
         reply: wire.Reply | None = None
@@ -166,6 +176,9 @@ class Intake:
                 reply = wire.Dropped(request.job)
             elif isinstance(pieces, NodeError):
                 reply = wire.Failure.of(pieces, request.job)
+            elif self._writings is not None:
+                asked = Asked(request, pieces, max(took, 1e-9), request.since or began)  # type: ignore[arg-type]
+                self._writings.put(asked)
             else:
                 assert self._batcher is not None
                 work: Rows = Work(request.job, pieces, request.since or began, request.expires)  # type: ignore[arg-type]
@@ -175,24 +188,50 @@ class Intake:
         if reply is not None:
             self._send(reply, b"")
 
+    def _prepared(self, request: wire.Infer) -> Sequence[object]:
+        """Rows, or scripts."""
+        if self._writes is not None:
+            self._writes.check(request.items, request.options)
+            return self._writes.scripts(request.items, request.options)
+        processing = self._processing
+        assert processing is not None
+        processing.check(request.items, request.options)
+        return processing.prepare(request.items, request.options)
+
     # -- the device's
 
-    def next(self) -> wire.Request | Ready:
+    def next(self) -> wire.Request | Ready | Writings:
         """Whose turn it is; waits for it."""
         while True:
             with self._changed:
                 self._busy = False
-                self._changed.wait_for(lambda: self._whole or self._ready is not None or self._waiting_rows)
+                self._changed.wait_for(lambda: self._whole or self._shared)
                 self._busy = True
-                rows = self._ready is not None or self._waiting_rows > 0
+                rows = self._shared
                 if self._whole and not (rows and self._rows_next):
                     self._rows_next = True
                     request = self._whole.popleft()
                     self._current = getattr(request, "job", None)
                     return request
                 self._rows_next = False
+                if self._writings is not None and self._writings.busy:
+                    return self._writings
             if (ready := self.rows()) is not None:
                 return ready
+
+    @property
+    def _shared(self) -> bool:
+        """Is there work that several requests share?"""
+        writing = self._writings is not None and self._writings.busy
+        return writing or self._ready is not None or self._waiting_rows > 0
+
+    def write(self, writings: Writings) -> wire.Answers:
+        """One turn of those who write."""
+        done = writings.turn()
+        with self._changed:
+            self._tally.wrote(done)
+            told = self._told() if done.answers or done.deltas else wire.Work()
+        return wire.Answers(done.answers, told, done.deltas)
 
     def rows(self) -> Ready | None:
         """The next batch, if there is one now."""
@@ -219,12 +258,12 @@ class Intake:
         processing, batcher = self._processing, self._batcher
         assert processing is not None
         assert batcher is not None
-        rows: dict[int, Asked] = {}
+        rows: dict[int, AskedRow] = {}
         with self._changed:
             for at, member in enumerate(batch.members):
                 if not member.work.ended:
                     request = self._open[member.work.number].request
-                    rows[at] = Asked(member.piece, member.index, request.items[member.index], request.options)
+                    rows[at] = AskedRow(member.piece, member.index, request.items[member.index], request.options)
         pieces = [row.piece for row in rows.values()]
         return Ready(batch, rows, attempt(lambda: processing.feed(pieces, batcher.passes)))
 
@@ -271,7 +310,12 @@ class Intake:
 
     def _told(self) -> wire.Work:
         """Called with the lock held."""
-        told, self._tally = self._tally.told(self._batcher), _Tally(last=self._tally.last)
+        waiting = (0, 0)
+        if self._batcher is not None:
+            waiting = self._batcher.waiting_rows, self._batcher.waiting_tokens
+        elif self._writings is not None:
+            waiting = self._writings.waiting
+        told, self._tally = self._tally.told(waiting), Tally(last=self._tally.last)
         return told
 
     def check(self, job: int) -> None:
@@ -298,33 +342,3 @@ def _answer(work: Rows, tokenize_s: float) -> tuple[wire.Outputs | wire.Failure,
     queue_s = max(0.0, (work.began or work.since) - work.since - tokenize_s)
     outputs = [output for output in work.answers if output is not None]
     return pack_outputs(work.number, outputs, Timing(queue_s, tokenize_s, work.compute_s))
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What was done since it was told last."""
-
-    passes: int = 0
-    rows: int = 0
-    tokens: int = 0
-    padded: int = 0
-    compute_s: float = 0.0
-    tokenize_s: float = 0.0
-    dropped: int = 0
-    expired: int = 0
-    last: tuple[int, int, int] = (0, 0, 0)
-
-    def count(self, batch: Batch[object, Output], seconds: float) -> None:
-        self.passes += 1
-        self.last = (len(batch.members), batch.tokens, batch.padded)
-        self.rows, self.tokens, self.padded = (
-            self.rows + len(batch.members), self.tokens + batch.tokens, self.padded + batch.padded,
-        )  # fmt: skip
-        self.compute_s += seconds
-
-    def told(self, batcher: Batcher[object, Output] | None) -> wire.Work:
-        waiting = (batcher.waiting_rows, batcher.waiting_tokens) if batcher is not None else (0, 0)
-        return wire.Work(
-            self.passes, self.rows, self.tokens, self.padded, self.compute_s, self.tokenize_s, self.dropped,
-            self.expired, *self.last, *waiting,
-        )  # fmt: skip

@@ -20,6 +20,35 @@ Answer = tuple[wire.Reply, wire.Payload]
 TOKENS_OF_PICTURE = 256
 
 
+class Deltas:
+    """What was added to a job's answers and not taken yet; of one answer, as one. told: has anything been?"""
+
+    def __init__(self) -> None:
+        self.told = False
+        self._waiting: dict[int, wire.Delta] = {}
+        self._there = asyncio.Event()
+
+    def put(self, delta: wire.Delta) -> None:
+        self.told = True
+        before = self._waiting.get(delta.index)
+        if before is not None:
+            text, ids = before.text + delta.text, (*before.ids, *delta.ids)
+            delta = wire.Delta(delta.job, delta.index, text, ids, delta.finish, delta.tokens_in)
+        self._waiting[delta.index] = delta
+        self._there.set()
+
+    def end(self) -> None:
+        """There may be no more of them."""
+        self._there.set()
+
+    async def take(self) -> list[wire.Delta]:
+        """Waits for some; none: woken by ``end``."""
+        await self._there.wait()
+        self._there.clear()
+        taken, self._waiting = list(self._waiting.values()), {}
+        return taken
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """size: characters, token ids or bytes of its items: what it costs to keep it waiting. tokens: what it costs to
@@ -33,17 +62,21 @@ class Job:
     since: float = field(default_factory=time.monotonic)
     tries: int = 0
     settled: bool = False
+    deltas: Deltas = field(default_factory=lambda: Deltas())
     _callers: list[asyncio.Future[Answer]] = field(default_factory=list)
 
     @classmethod
-    def infer(cls, items: Sequence[Item], options: Options, *, deadline_s: float | None = None) -> Job:
-        """deadline_s: seconds from now after which nobody wants the answer."""
+    def infer(
+        cls, items: Sequence[Item], options: Options, *, deadline_s: float | None = None, stream: bool = False
+    ) -> Job:
+        """deadline_s: seconds from now after which nobody wants the answer. stream: its ``deltas`` are told."""
         now = time.monotonic()
         expires = None if deadline_s is None else now + deadline_s
-        request = wire.Infer(next(_numbers), list(items), options, since=now, expires=expires)
+        request = wire.Infer(next(_numbers), list(items), options, since=now, expires=expires, stream=stream)
         drawn = options.temperature and options.seed is None  # answers differ from one time to the next
-        key = None if drawn or expires is not None else (tuple(items), options)
-        return cls(request, sum(map(size_of, items)), max(1, sum(map(tokens_of, items))), key, since=now)
+        key = None if drawn or stream or expires is not None else (tuple(items), options)
+        tokens = sum(map(tokens_of, items)) + len(items) * (options.max_new_tokens or 0)
+        return cls(request, sum(map(size_of, items)), max(1, tokens), key, since=now)
 
     @classmethod
     def primary(cls, item: Item) -> Job:
@@ -88,6 +121,14 @@ class Job:
     @property
     def wanted(self) -> bool:
         return bool(self._callers)
+
+    def told(self, delta: wire.Delta) -> bool:
+        """Takes a part of its answer; whether it is one."""
+        request = self.request
+        fits = isinstance(request, wire.Infer) and request.stream and 0 <= delta.index < len(request.items)
+        if fits:
+            self.deltas.put(delta)
+        return fits
 
     def settle(self, reply: wire.Reply, payload: wire.Payload) -> None:
         self.settled = True

@@ -13,6 +13,7 @@ from collections import deque
 from ipfs_accelerate_node.errors import Overloaded
 from ipfs_accelerate_node.inference import wire
 from ipfs_accelerate_node.inference.jobs import Job
+from ipfs_accelerate_node.inference.model import Generated
 
 MAX_QUEUED = 512  # requests
 MAX_QUEUED_SIZE = 64 << 20  # characters, token ids or bytes, of all requests together
@@ -159,4 +160,6 @@ class Lanes:
 
 
 def real_tokens(reply: wire.Outputs) -> int:
-    return sum(head.tokens_in for head in reply.heads)
+    """That went through the model."""
+    written = sum(len(head.ids) for head in reply.heads if isinstance(head, Generated))
+    return written + sum(head.tokens_in for head in reply.heads)

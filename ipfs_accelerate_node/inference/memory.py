@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -40,6 +41,13 @@ def total_bytes() -> int:
 def data_bytes() -> int:
     """What RLIMIT_DATA counts of this process."""
     return _field("/proc/self/status", "VmData") or 0
+
+
+def allowed_bytes() -> int:
+    """What this process may still take: of what can be had, and of what RLIMIT_DATA leaves it."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    own = limit - data_bytes() if limit != resource.RLIM_INFINITY else available_bytes()
+    return max(0, min(available_bytes(), own))
 
 
 def resident_bytes(pid: int) -> int:

@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +25,7 @@ from ipfs_accelerate_node.inference.model import (
     PRECISIONS,
     Accelerator,
     Embeddings,
+    Generated,
     Ids,
     Inferred,
     Item,
@@ -40,6 +42,8 @@ from ipfs_accelerate_node.inference.slot import Limits, Slot
 from ipfs_accelerate_node.inference.slots import Slots
 
 log = logging.getLogger(__name__)
+
+STREAMED = ("text-generation",)  # tasks that tell their answers as they are written
 
 
 class Registry:
@@ -258,6 +262,31 @@ class Registry:
         outputs = frames.unpack_outputs(reply, payload)
         tokens = sum(output.tokens_in for output in outputs)
         return Inferred(tuple(outputs), slot.snapshot(), tokens, time.monotonic() - began, reply.timing)
+
+    async def stream(
+        self,
+        model: LoadedModel,
+        items: Sequence[Item],
+        options: Options,
+        *,
+        task: str | None = None,
+        deadline_s: float | None = None,
+    ) -> AsyncGenerator[wire.Delta, None]:
+        """What is added to the answers of a model that writes, as it is written; of each the last one with ``finish``.
+        A model that answers as a whole does so here, too. Leaving it ends the writing. Raises as ``infer``."""
+        if model.task not in STREAMED or self._mock(model.root) is not None:
+            done = await self.infer(model, items, options, task=task, deadline_s=deadline_s)
+            for index, output in enumerate(done.outputs):
+                if isinstance(output, Generated):
+                    yield wire.Delta(0, index, output.text, output.ids, output.finish, output.tokens_in)
+            return
+        slot = self._slot(model, task)
+        ready = slot.snapshot() if slot.state == "ready" else await slot.ready()
+        check_items(items, options, ready.task)
+        job = Job.infer(items, options, deadline_s=deadline_s, stream=True)
+        async with aclosing(slot.stream(job)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def embed(
         self,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
 
 from ipfs_accelerate_node.content.cid import Cid
@@ -24,6 +24,7 @@ from ipfs_accelerate_node.errors import (
 from ipfs_accelerate_node.inference.model import Embeddings, Inferred, Item, LoadedModel, ModelSpec, Options
 from ipfs_accelerate_node.inference.placing import Wanted
 from ipfs_accelerate_node.inference.registry import Registry
+from ipfs_accelerate_node.inference.wire import Delta
 from ipfs_accelerate_node.store import Store, StoredModel
 
 log = logging.getLogger(__name__)
@@ -201,6 +202,27 @@ class Serving:
             loaded = await self._mocked(exc, task, allow_mock)
         done = await self._registry.infer(loaded, items, options, task=task, deadline_s=deadline_s)
         return replace(done, model=replace(done.model, notes=loaded.notes)) if loaded.implementation == "MOCK" else done
+
+    async def stream(
+        self,
+        ref: str,
+        items: Sequence[Item],
+        options: Options = DEFAULTS,
+        *,
+        task: str | None = None,
+        device: str = "auto",
+        precision: str | None = None,
+        deadline_s: float | None = None,
+    ) -> AsyncGenerator[Delta, None]:
+        """What is added to each answer as it is written; see ``Registry.stream``. Raises as ``infer``."""
+        try:
+            loaded = await self._loaded(ref, task, device, precision)
+        except NodeError as exc:
+            loaded = await self._mocked(exc, task, allowed=False)
+        written = self._registry.stream(loaded, items, options, task=task, deadline_s=deadline_s)
+        async with aclosing(written) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def embed(
         self,

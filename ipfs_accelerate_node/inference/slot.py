@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 
 from ipfs_accelerate_node.errors import NodeError, NotFound, Unavailable
@@ -204,7 +204,7 @@ class Slot:
             raise self._error
         return await self._desk.ask(job)
 
-    def stream(self, job: Job) -> AsyncIterator[wire.Delta]:
+    def stream(self, job: Job) -> AsyncGenerator[wire.Delta, None]:
         """What is added to its answers; see ``Desk.stream``. Raises as ``ask``."""
         if self._closing:
             raise self._unloaded()

@@ -193,13 +193,14 @@ class Outputs(msgspec.Struct, tag=True, frozen=True):
 
 class Delta(msgspec.Struct, tag=True, frozen=True):
     """What was added to the answer for item ``index``. text: whole characters only, and nothing that might yet turn out
-    to be the beginning of a stop text. finish: with the last one of an item."""
+    to be the beginning of a stop text. finish, tokens_in: with the last one of an item."""
 
     job: int
     index: int
     text: str
     ids: tuple[int, ...] = ()
     finish: Literal["stop", "length"] | None = None
+    tokens_in: int = 0
 
 
 class Array(msgspec.Struct, tag=True, frozen=True):
@@ -293,17 +294,19 @@ class Failure(msgspec.Struct, tag=True, frozen=True):
 
 
 class Answers(msgspec.Struct, tag=True, frozen=True):
-    """All jobs that one pass completed; the payload holds their numbers, one job's after the other's."""
+    """All jobs that one pass completed, after what it added to others; the payload holds the numbers of the first, one
+    job's after the other's."""
 
     answers: list[Outputs | Failure | Dropped]
     work: Work
+    deltas: list[Delta] = []
 
 
 Request = (
     Inspect | Load | Infer | Primary | Examples | Calibrate | Cancel | Devices | Imports | Tokenize | Decode
 )  # fmt: skip
 Reply = (
-    Progress | Described | Loaded | Outputs | Delta | Array | Samples | Timings | Dropped | DeviceList | Imported
+    Progress | Described | Loaded | Outputs | Array | Samples | Timings | Dropped | DeviceList | Imported
     | Tokenized | Decoded | Failure | Answers
 )  # fmt: skip
 Payload = bytes | memoryview

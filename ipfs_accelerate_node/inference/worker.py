@@ -31,6 +31,7 @@ from ipfs_accelerate_node.inference.intake import Intake, Ready
 from ipfs_accelerate_node.inference.model import Options, Timing
 from ipfs_accelerate_node.inference.session import Session
 from ipfs_accelerate_node.inference.tasks.spelling import decoded, tokenized
+from ipfs_accelerate_node.inference.writings import Writings
 
 PR_SET_PDEATHSIG = 1
 SIGN_OF_LIFE_S = 0.5  # Progress is sent at most so often
@@ -70,6 +71,8 @@ class Worker:
             turn = self.intake.next()
             if isinstance(turn, Ready):
                 self._pass(turn)
+            elif isinstance(turn, Writings):
+                self._write(turn)
             else:
                 self._by_itself(turn)
 
@@ -78,11 +81,22 @@ class Worker:
         self._blame.computing([*at_it, *ready.jobs])
         answers, payload = self.intake.compute(ready, self._held)
         self._blame.computing(at_it)
-        if answers.answers:
-            self._last_sign = time.monotonic()
+        self._tell(answers, payload)
+
+    def _write(self, writings: Writings) -> None:
+        self._blame.computing(writings.jobs())
+        answers = self.intake.write(writings)
+        self._blame.computing([])
+        self._tell(answers, b"")
+
+    def _tell(self, answers: wire.Answers, payload: bytes) -> None:
+        """What a turn came to, or now and then that there are turns."""
+        now = time.monotonic()
+        if answers.answers or answers.deltas:
+            self._last_sign = now
             self._send(answers, payload)
-        elif time.monotonic() - self._last_sign > SIGN_OF_LIFE_S:
-            self._last_sign = time.monotonic()
+        elif now - self._last_sign > SIGN_OF_LIFE_S:
+            self._last_sign = now
             self._send(wire.Progress("computing", self.intake.told()))
 
     def _by_itself(self, request: wire.Request) -> None:

@@ -43,13 +43,14 @@ class Script(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Text:
-    """job, index: whose it is. tokens: written so far. error: why it failed."""
+    """job, index: whose it is. tokens: written so far. error: why it failed. done: one way or the other."""
 
     job: int
     index: int
     script: Script
     tokens: int = 0
     error: NodeError | None = None
+    done: bool = False
     _place: int | None = None
     _last: int = 0
     _read: int = 0
@@ -178,7 +179,7 @@ class Writer:
             self._end(text, turn)
 
     def _end(self, text: Text, turn: Turn, error: NodeError | None = None) -> None:
-        text.error = error
+        text.error, text.done = error, True
         self._forget(text)
         turn.done.append(text)
 

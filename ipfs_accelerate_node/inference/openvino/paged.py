@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from openvino._offline_transformations import paged_attention_transformation
 
 from ipfs_accelerate_node.errors import InferenceFailed
-from ipfs_accelerate_node.inference.memory import available_bytes
+from ipfs_accelerate_node.inference.memory import allowed_bytes
 from ipfs_accelerate_node.inference.openvino.passes import TokenLimits, run_pass
 from ipfs_accelerate_node.inference.pages import Pages, Place, pages_for
 from ipfs_accelerate_node.inference.sequences import Scored, scored
@@ -79,7 +79,7 @@ class OpenVinoSequences:
         size = int(next(iter(kept.values())).partial_shape[2].get_length())
         page_bytes = sum(_page_bytes(port) for port in kept.values())
         wanted = 1 + max(pages_for(positions, size), pages_for(ROOM_TOKENS, size))
-        count = max(2, min(wanted, int(available_bytes() * _SHARE) // page_bytes))
+        count = max(2, min(wanted, int(allowed_bytes() * _SHARE) // page_bytes))
         self._pages = Pages(count, size, MOST, positions)
         self._cache = {name: openvino.Tensor(port.element_type, _shape(port, count)) for name, port in kept.items()}
         self._views = [tensor.data for tensor in self._cache.values()]

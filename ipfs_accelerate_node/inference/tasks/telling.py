@@ -20,7 +20,6 @@ class Telling:
 
     answer: Answer
     text: str = ""  # told so far
-    tokens: int = 0  # of the answer, told so far
     _held: str = ""  # decoded, not told
     _from: int = 0  # tokens before this one are not decoded any more
     _upto: int = 0  # of those after it, so many are decoded

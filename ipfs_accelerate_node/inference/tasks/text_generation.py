@@ -126,7 +126,8 @@ class TextScript:
         self.limit = rules.limit
         self.best = best
         self.answer = answer
-        self.telling = Telling(answer)
+        self._telling = Telling(answer)
+        self._told = 0
         self._row = row
         self._rules = rules
         self._choose = choose
@@ -141,6 +142,15 @@ class TextScript:
         if self.answer.finish is None and len(self._history) >= self.limit:
             self.answer.finish = "length"
         return self.answer.finish is not None
+
+    def more(self) -> tuple[str, tuple[int, ...]]:
+        """See ``writings.Told``."""
+        text = self._telling.more()
+        if not text and self.answer.finish is None:
+            return "", ()
+        told, kept = self._told, self.answer.ids if self.answer.finish is None else self.answer.kept_ids()
+        self._told = max(told, len(kept))
+        return text, tuple(kept[told:])
 
     def output(self) -> Generated:
         """The whole answer, once it is done."""

@@ -55,6 +55,10 @@ class PackedEngine(TorchEngine):
     """See ``session.Engine``. Every method blocks, but ``submit`` only for as long as it takes to launch."""
 
     packed = True
+    ahead = True  # the next batch is made up while the device computes
+    batch_rows = 1024
+    pass_tokens = 256  # what a pass costs beside its tokens
+    length_step = 1
 
     def __init__(self, engine: TorchEngine, encoder: PackedEncoder) -> None:
         super().__init__(engine.graphs, (*engine.notes, f"texts are packed without padding ({encoder.steps.name})"))
