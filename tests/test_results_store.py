@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from ipfs_accelerate_node.content.cid import DAG_CBOR, DAG_PB, Cid
-from ipfs_accelerate_node.peers import results_store
+from ipfs_accelerate_node.peers import results_rows
 from ipfs_accelerate_node.peers.claims import Claim
 from ipfs_accelerate_node.peers.ranking import Hardware, ranked
-from ipfs_accelerate_node.peers.results_store import MAX_PER_KEY, ResultsStore
+from ipfs_accelerate_node.peers.results_rows import MAX_PER_KEY
+from ipfs_accelerate_node.peers.results_store import ResultsStore
 from tests.support.results import MODEL, OTHER_MODEL, claim, key
 
 NOW = 1_800_000_000
@@ -95,8 +96,8 @@ def test_a_key_that_floods_pushes_out_itself_only(store: ResultsStore) -> None:
 
 
 def test_of_many_keys_the_oldest_make_room(store: ResultsStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results_store, "MAX_KEYS", 50)
-    monkeypatch.setattr(results_store, "MAX_CLAIMS", 40)
+    monkeypatch.setattr(results_rows, "MAX_KEYS", 50)
+    monkeypatch.setattr(results_rows, "MAX_CLAIMS", 40)
     store.take(many(200, keys=200))
     assert store.count() == 40
     kept = sorted(c.seq for c in store.of(many(1)[0].model, limit=1_000))

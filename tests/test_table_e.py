@@ -17,8 +17,10 @@ from ipfs_accelerate_node.benchmarks.schema import read_benchmark
 from ipfs_accelerate_node.content.cid import DAG_CBOR, Cid
 from ipfs_accelerate_node.errors import NodeError
 from ipfs_accelerate_node.kubo import KuboService
+from ipfs_accelerate_node.peers import results_rows
 from ipfs_accelerate_node.peers.claims import open_claim
-from ipfs_accelerate_node.peers.results_store import MAX_PER_KEY, QUERY_LIMIT, ResultsStore
+from ipfs_accelerate_node.peers.results_rows import MAX_PER_KEY
+from ipfs_accelerate_node.peers.results_store import QUERY_LIMIT, ResultsStore
 from ipfs_accelerate_node.records.canonical import decode, encode
 from ipfs_accelerate_node.records.envelope import INDEX_PREFIX, seal
 from ipfs_accelerate_node.records.index import MAX_BLOCKS, MAX_ENTRIES, RecordIndex, open_index, seal_index
@@ -210,10 +212,8 @@ def test_ten_thousand_keys_with_one_record_each_hide_no_trusted_one(tmp_path: Pa
 
 
 def test_what_is_trusted_does_not_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ipfs_accelerate_node.peers import results_store
-
-    monkeypatch.setattr(results_store, "MAX_KEYS", 20)
-    monkeypatch.setattr(results_store, "MAX_CLAIMS", 15)
+    monkeypatch.setattr(results_rows, "MAX_KEYS", 20)
+    monkeypatch.setattr(results_rows, "MAX_CLAIMS", 15)
     mine = claim(key(7), created=NOW - 86_400)
     store = ResultsStore(tmp_path, trusted=lambda: {mine.signer})
     store.take([mine])

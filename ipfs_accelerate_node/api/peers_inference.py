@@ -126,7 +126,8 @@ class Doorman:
         if signer is None:
             raise Unauthorized("a peer signs its request", code="signature_needed")
         if signer not in self._allowed():
-            raise Forbidden(f"{signer} may not run models here", code="key_not_allowed")
+            reason = f"{signer} may not run models here; the other node's user can let it: peers allow {signer}"
+            raise Forbidden(reason, code="key_not_allowed")
         return signer
 
     def signer(self, request: web.BaseRequest) -> str | None:

@@ -66,7 +66,8 @@ class Found:
     """What is known about a model: results ranked, how many claims and keys they rest on, which keys contradicted
     themselves, and what each peer answered; inquiry is None where nobody was asked. confirmed: somebody was found who
     has the model; where nobody was, what others claim of it is in unconfirmed, newest first, and nothing but our own in
-    results. queued: how many of our own records of it wait to be published."""
+    results. queued: how many of our own records of it wait to be published. revoked: keys that say of themselves that
+    they are lost: what they signed about it is here, and counts for nothing."""
 
     model: Cid
     results: tuple[Result, ...]
@@ -77,6 +78,7 @@ class Found:
     confirmed: bool = True
     unconfirmed: tuple[Result, ...] = ()
     queued: int = 0
+    revoked: tuple[str, ...] = ()
 
 
 class Exchange:
@@ -191,8 +193,10 @@ class Exchange:
     def told(self, model: Cid | None) -> list[Told]:
         """What this node answers to whoever asks: its published records and, about a model, those it accepted; the
         newest first, as many as fit into an answer. Blocks."""
-        listing = self._shelf.listing(model, published=True)
-        found = [self._ours(opened) for opened in reversed(listing.records)]
+        standing = self.publisher.standing()
+        found = []
+        if standing is None or not standing.revoked:  # else nobody is to believe them
+            found = [self._ours(opened) for opened in reversed(self._shelf.listing(model, published=True).records)]
         if model is not None and self._may_tell(model):
             found += [_theirs(claim) for claim in self.store.of(model, now=int(time.time()))]
         kept, size = [], 0
@@ -277,6 +281,7 @@ class Exchange:
             confirmed,
             tuple(sorted(unconfirmed, key=lambda result: -result.newest)),
             sum(kept.state == "queued" for kept in self.kept(model)[0]),
+            tuple(sorted(self.store.revoked(model))),
         )
 
     def _own_claims(self, model: Cid) -> list[Claim]:

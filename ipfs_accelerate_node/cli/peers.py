@@ -45,6 +45,8 @@ def list_peers(daemon: Daemon, as_json: bool) -> None:
         if peer not in {row[0] for row in rows}
     ]
     table(("peer", "from", "trusted", "tunnel"), rows)
+    if (known["index"]["standing"] or {}).get("revoked"):
+        note("this node's key was revoked: nobody believes what it signed")
     if known["queued"]:
         note(f"{known['queued']} records are queued: published as soon as Kubo is there")
     if known["serves_peers"]:

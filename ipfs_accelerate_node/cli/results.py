@@ -125,6 +125,7 @@ def _told(found: dict[str, Any]) -> list[str]:
     if found.get("queued"):
         lines.append(f"{found['queued']} records of this node are queued: published as soon as Kubo is there")
     lines += [f"{signer} contradicted itself: its results are not counted" for signer in found["flagged"]]
+    lines += [f"{signer} revoked its key: its results are not counted" for signer in found.get("revoked", ())]
     unlike = sum(1 for result in found["results"] for vote in result["votes"] if vote["unlike"])
     if unlike:
         lines.append(

@@ -13,28 +13,34 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import StorageError
 from ipfs_accelerate_node.peers.claims import Claim
+from ipfs_accelerate_node.peers.results_rows import (
+    COLUMNS,
+    Taken,
+    claim_of,
+    flag,
+    know,
+    least_seqs,
+    name_trusted,
+    take,
+    trim,
+)
 
 log = logging.getLogger(__name__)
 
-MAX_PER_KEY = 1_000
-MAX_CLAIMS = 200_000
-MAX_KEYS = 20_000
 MAX_ROOTS = 50_000
 QUERY_LIMIT = 500
 _FILE = "results.sqlite"
 _SCHEMA_VERSION = 1
 _CACHE_KIB = 16 << 10
-_COLUMNS = tuple(field.name for field in fields(Claim))
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS claims(
@@ -70,13 +76,10 @@ END;
 """
 
 _ABOUT = (
-    f"SELECT {', '.join('c.' + name for name in _COLUMNS)} FROM claims c LEFT JOIN keys k ON k.key = c.key "
+    f"SELECT {', '.join('c.' + name for name in COLUMNS)} FROM claims c LEFT JOIN keys k ON k.key = c.key "
     "WHERE c.model = ? AND c.expires > ? AND ifnull(k.revoked, 0) = 0 {which} ORDER BY c.created DESC LIMIT ?"
 )
 
-_NOT_TRUSTED = "WHERE signer NOT IN (SELECT signer FROM trusted)"
-
-Taken = Literal["accepted", "known", "stale", "revoked", "full"]
 Deed = Literal["publish", "keep", "drop"]
 
 
@@ -122,14 +125,14 @@ class ResultsStore:
 
     def take(self, claims: Sequence[Claim]) -> list[Taken]:
         """What became of each, in order; all of them in one step. Raises StorageError."""
-        least = _least_seqs(claims)
+        least = least_seqs(claims)
         with self._writing() as db:
-            _name_trusted(db, self._trusted())
+            name_trusted(db, self._trusted())
             counts: dict[bytes, int] = {}
             taken: list[Taken] = [
-                _take(db, claim, counts) if claim.seq >= least.get(claim.key, 0) else "full" for claim in claims
+                take(db, claim, counts) if claim.seq >= least.get(claim.key, 0) else "full" for claim in claims
             ]
-            _trim(db)
+            trim(db)
             return taken
 
     def of(self, model: Cid, *, limit: int = QUERY_LIMIT, now: int = 0) -> list[Claim]:
@@ -142,7 +145,17 @@ class ResultsStore:
             rows = db.execute(_ABOUT.format(which=f"AND {named}"), (*about, *known, limit)).fetchall() if known else []
             which, more = (f"AND NOT {named}", known) if rows else ("", [])
             rows += db.execute(_ABOUT.format(which=which), (*about, *more, limit - len(rows))).fetchall()
-        return [_claim(row) for row in rows]
+        return [claim_of(row) for row in rows]
+
+    def revoked(self, model: Cid) -> dict[str, int]:
+        """PeerIDs of keys that were revoked, and how many claims about that root each has here."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT c.signer, count(*) FROM claims c JOIN keys k ON k.key = c.key "
+                "WHERE c.model = ? AND k.revoked GROUP BY c.signer LIMIT ?",
+                (bytes(model.canonical), QUERY_LIMIT),
+            ).fetchall()
+        return {signer: int(count) for signer, count in rows}
 
     def has(self, envelopes: Sequence[Cid]) -> set[Cid]:
         """Those that are here."""
@@ -200,7 +213,7 @@ class ResultsStore:
     def note_index(self, key: bytes, seq: int, block: Cid, *, revoked: bool) -> None:
         """The last index of that key. A revocation stays, whatever comes later."""
         with self._writing() as db:
-            _know(db, key)
+            know(db, key)
             db.execute(
                 "UPDATE keys SET index_seq = ?, index_cid = ?, revoked = max(revoked, ?) "
                 "WHERE key = ? AND index_seq <= ?",
@@ -209,7 +222,7 @@ class ResultsStore:
 
     def flag(self, key: bytes) -> None:
         with self._writing() as db:
-            _flag(db, key)
+            flag(db, key)
 
     # --- what this node says and wants to say
 
@@ -293,101 +306,3 @@ def _storing() -> Iterator[None]:
         yield
     except sqlite3.Error as exc:
         raise StorageError(f"results of peers: {exc}") from exc
-
-
-def _least_seqs(claims: Sequence[Claim]) -> dict[bytes, int]:
-    """Of keys that come with more than are kept of one: the number below which none would stay."""
-    seqs: defaultdict[bytes, list[int]] = defaultdict(list)
-    for claim in claims:
-        seqs[claim.key].append(claim.seq)
-    return {key: sorted(of)[-MAX_PER_KEY] for key, of in seqs.items() if len(of) > MAX_PER_KEY}
-
-
-def _take(db: sqlite3.Connection, claim: Claim, counts: dict[bytes, int]) -> Taken:
-    """counts: how many claims there are of each key, as far as it was counted in this step."""
-    known = db.execute("SELECT revoked FROM keys WHERE key = ?", (claim.key,)).fetchone()
-    if known is not None and known[0]:
-        return "revoked"
-    record = bytes(claim.record_cid)
-    same = db.execute("SELECT record_cid, cell, rowid FROM claims WHERE key = ? AND seq = ?", (claim.key, claim.seq))
-    twins = same.fetchall()
-    if any(row[0] == record for row in twins):
-        return "known"
-    if known is None:
-        _know(db, claim.key)
-        counts.clear()  # another key may have made room
-    if twins:
-        _flag(db, claim.key)
-    mine = "SELECT max(seq) FROM claims WHERE key = ? AND model = ? AND cell = ?"
-    newest = db.execute(mine, (claim.key, bytes(claim.model), claim.cell)).fetchone()[0]
-    if newest is not None and newest > claim.seq:
-        return "stale"
-    if claim.key not in counts:
-        counts[claim.key] = db.execute("SELECT count(*) FROM claims WHERE key = ?", (claim.key,)).fetchone()[0]
-    if newest is not None:
-        replaced = db.execute(
-            "DELETE FROM claims WHERE key = ? AND model = ? AND cell = ? AND seq < ?",
-            (claim.key, bytes(claim.model), claim.cell, claim.seq),
-        )
-        counts[claim.key] -= replaced.rowcount
-    if counts[claim.key] >= MAX_PER_KEY:
-        oldest = db.execute("SELECT min(seq) FROM claims WHERE key = ?", (claim.key,)).fetchone()[0]
-        if claim.seq < oldest:
-            return "full"
-        pushed = db.execute("DELETE FROM claims WHERE key = ? AND seq = ?", (claim.key, oldest))
-        counts[claim.key] -= pushed.rowcount
-    counts[claim.key] += 1
-    db.execute(f"INSERT INTO claims VALUES({', '.join('?' * len(_COLUMNS))})", _row(claim))
-    return "accepted"
-
-
-def _know(db: sqlite3.Connection, key: bytes) -> None:
-    """Makes a row for a key. Beyond MAX_KEYS the key with the oldest claim makes room; what was revoked stays so."""
-    if db.execute("SELECT 1 FROM keys WHERE key = ?", (key,)).fetchone():
-        return
-    if db.execute("SELECT count(*) FROM keys").fetchone()[0] >= MAX_KEYS:
-        oldest = db.execute(f"SELECT key FROM claims {_NOT_TRUSTED} ORDER BY created LIMIT 1").fetchone()
-        if oldest is not None:
-            db.execute("DELETE FROM claims WHERE key = ?", oldest)
-        db.execute(
-            "DELETE FROM keys WHERE NOT revoked AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.key = keys.key)"
-        )
-    db.execute("INSERT INTO keys(key) VALUES(?)", (key,))
-
-
-def _name_trusted(db: sqlite3.Connection, signers: Collection[str]) -> None:
-    """For this step: those whose claims do not make room for others'."""
-    db.execute("CREATE TEMP TABLE IF NOT EXISTS trusted(signer TEXT PRIMARY KEY) WITHOUT ROWID")
-    db.execute("DELETE FROM trusted")
-    db.executemany("INSERT OR IGNORE INTO trusted VALUES(?)", [(signer,) for signer in signers])
-
-
-def _flag(db: sqlite3.Connection, key: bytes) -> None:
-    _know(db, key)
-    db.execute("UPDATE keys SET flagged = 1 WHERE key = ?", (key,))
-
-
-def _trim(db: sqlite3.Connection) -> None:
-    surplus = db.execute("SELECT count(*) FROM claims").fetchone()[0] - MAX_CLAIMS
-    if surplus > 0:
-        oldest = f"SELECT rowid FROM claims {_NOT_TRUSTED} ORDER BY created LIMIT ?"
-        db.execute(f"DELETE FROM claims WHERE rowid IN ({oldest})", (surplus,))
-
-
-def _row(claim: Claim) -> tuple[object, ...]:
-    return tuple(bytes(value) if isinstance(value, Cid) else value for value in _values(claim))
-
-
-def _values(claim: Claim) -> tuple[object, ...]:
-    return tuple(getattr(claim, name) for name in _COLUMNS)
-
-
-def _claim(row: Sequence[Any]) -> Claim:
-    """A row in the order of _COLUMNS, which is that of the fields."""
-    values: list[Any] = [_cid(row[0]), _cid(row[1]), *row[2:6], _cid(row[6]), *row[7:]]
-    return Claim(*values)
-
-
-def _cid(data: bytes) -> Cid:
-    """As `Cid.decode`, without its checks where they cannot fail: a query reads hundreds."""
-    return Cid(1, data[1], data[2:]) if data[0] == 1 and data[1] < 0x80 else Cid.decode(data)
