@@ -239,7 +239,7 @@ def infer(job: int, inputs: Sequence[str], **how: Any) -> wire.Infer:
 def answered(found: Intake, session: Session) -> list[wire.Outputs | wire.Failure | wire.Dropped]:
     ready = found.next()
     assert isinstance(ready, Ready)
-    return found.compute(ready, session)[0].answers
+    return found.finish(found.begin(ready, session))[0].answers
 
 
 async def test_an_engine_that_fails_fails_the_jobs_of_its_pass_only(directory: Path) -> None:
@@ -289,7 +289,7 @@ async def test_a_job_that_is_cancelled_while_it_is_computed_is_answered_once(dir
     ready = desk.next()
     assert isinstance(ready, Ready)
     desk.cancel(1)
-    answers, _ = desk.compute(ready, session)
+    answers, _ = desk.finish(desk.begin(ready, session))
     assert [answer.job for answer in answers.answers] == [2]
     assert sent == [wire.Dropped(1)]
 

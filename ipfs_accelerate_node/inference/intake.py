@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ipfs_accelerate_node.errors import NodeError
@@ -20,8 +20,8 @@ from ipfs_accelerate_node.inference.edge import Cancelled, attempt
 from ipfs_accelerate_node.inference.frames import pack_outputs
 from ipfs_accelerate_node.inference.jobs import size_of
 from ipfs_accelerate_node.inference.model import Output, Timing
+from ipfs_accelerate_node.inference.session import Array, Feed, Rowwise, Session, passes_of
 from ipfs_accelerate_node.inference.session import Asked as AskedRow
-from ipfs_accelerate_node.inference.session import Feed, Rowwise, Session, passes_of
 from ipfs_accelerate_node.inference.tally import Tally
 from ipfs_accelerate_node.inference.writing import Writer
 from ipfs_accelerate_node.inference.writings import Asked, Writes, Writings
@@ -44,6 +44,15 @@ class Ready:
     @property
     def jobs(self) -> list[int]:
         return [work.number for work in self.batch.works]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Begun:
+    """A pass that the device was given. result: gives its outputs, or why there are none."""
+
+    ready: Ready
+    result: Callable[[], Mapping[str, Array]] | NodeError
+    began: float
 
 
 @dataclass(slots=True)
@@ -74,6 +83,7 @@ class Intake:
         self._ahead = False
         self._ready: Ready | None = None
         self._busy = False
+        self._finished = 0.0  # the last pass
         self._rows_next = True
         self._tally = Tally()
 
@@ -200,11 +210,13 @@ class Intake:
 
     # -- the device's
 
-    def next(self) -> wire.Request | Ready | Writings:
-        """Whose turn it is; waits for it."""
+    def next(self, *, wait: bool = True) -> wire.Request | Ready | Writings | None:
+        """Whose turn it is; waits for it, or returns None."""
         while True:
             with self._changed:
-                self._busy = False
+                self._busy = not wait
+                if not wait and not self._whole and not self._shared:
+                    return None
                 self._changed.wait_for(lambda: self._whole or self._shared)
                 self._busy = True
                 rows = self._shared
@@ -267,19 +279,25 @@ class Intake:
         pieces = [row.piece for row in rows.values()]
         return Ready(batch, rows, attempt(lambda: processing.feed(pieces, batcher.passes)))
 
-    def compute(self, ready: Ready, session: Session) -> tuple[wire.Answers, bytes]:
-        """One pass. Returns the jobs that it completed, or that failed with it, and their payload."""
-        began, processing, feed = time.perf_counter(), self._processing, ready.feed
+    def begin(self, ready: Ready, session: Session) -> Begun:
+        """Hand a pass to the device."""
+        feed, began = ready.feed, time.perf_counter()
+        if isinstance(feed, NodeError) or not ready.rows:
+            return Begun(ready, feed if isinstance(feed, NodeError) else dict, began)
+        return Begun(ready, attempt(lambda: feed.begin(session.engine)), began)
+
+    def finish(self, begun: Begun) -> tuple[wire.Answers, bytes]:
+        """Its outputs. Returns the jobs that it completed, or that failed with it, and their payload."""
+        processing, result, rows = self._processing, begun.result, list(begun.ready.rows.values())
         assert processing is not None
-        rows = list(ready.rows.values())
-
-        def passed() -> list[Output | NodeError]:
-            if isinstance(feed, NodeError):
-                raise feed
-            return processing.outputs(feed.run(session.engine), rows) if rows else []
-
-        found = attempt(passed)
-        return self._answers(ready, found, time.perf_counter() - began)
+        found = (
+            result
+            if isinstance(result, NodeError)
+            else attempt(lambda: processing.outputs(result(), rows) if rows else [])
+        )
+        now = time.perf_counter()
+        seconds, self._finished = now - max(begun.began, self._finished), now  # passes may overlap
+        return self._answers(begun.ready, found, seconds)
 
     def _answers(
         self, ready: Ready, found: list[Output | NodeError] | NodeError, seconds: float

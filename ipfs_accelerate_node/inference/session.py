@@ -123,11 +123,18 @@ class Feed:
     arrays: Mapping[str, Array]
     packed: bool = False
 
-    def run(self, engine: Engine) -> Mapping[str, Array]:
-        if self.packed:
-            found: Mapping[str, Array] = engine.run_packed(self.graph, **self.arrays)  # type: ignore[attr-defined]
-            return found
-        return engine.run(self.graph, self.arrays)
+    def begin(self, engine: Engine) -> Callable[[], Mapping[str, Array]]:
+        """What gives the pass's outputs. An engine that can hands the pass to its device meanwhile (``submit``); the
+        others compute it here."""
+        if not self.packed:
+            found = engine.run(self.graph, self.arrays)
+            return lambda: found
+        submit = getattr(engine, "submit", None)
+        if submit is not None:
+            result: Callable[[], Mapping[str, Array]] = submit(self.graph, **self.arrays).result
+            return result
+        packed: Mapping[str, Array] = engine.run_packed(self.graph, **self.arrays)  # type: ignore[attr-defined]
+        return lambda: packed
 
 
 @runtime_checkable

@@ -27,7 +27,7 @@ from ipfs_accelerate_node.inference import devices, frames, wire
 from ipfs_accelerate_node.inference.blame import Blame
 from ipfs_accelerate_node.inference.devices import Kind
 from ipfs_accelerate_node.inference.edge import Cancelled, attempt
-from ipfs_accelerate_node.inference.intake import Intake, Ready
+from ipfs_accelerate_node.inference.intake import Begun, Intake, Ready
 from ipfs_accelerate_node.inference.model import Options, Timing
 from ipfs_accelerate_node.inference.session import Session
 from ipfs_accelerate_node.inference.tasks.spelling import decoded, tokenized
@@ -51,6 +51,7 @@ class Worker:
         self._last_sign = 0.0
         self._alone: int | None = None  # the job that is computed by itself
         self._blame = blame
+        self._under_way: Begun | None = None  # a pass that the device has
         self.intake = Intake(self._send, blame.tokenizing)
         self.lack: NodeError | None = None  # why this process can do nothing
 
@@ -68,20 +69,33 @@ class Worker:
     def run(self) -> None:
         """Main thread, the device's: one turn after another, for ever."""
         while True:
-            turn = self.intake.next()
+            turn = self.intake.next(wait=self._under_way is None)
             if isinstance(turn, Ready):
                 self._pass(turn)
-            elif isinstance(turn, Writings):
+                continue
+            self._collect()
+            if isinstance(turn, Writings):
                 self._write(turn)
-            else:
+            elif turn is not None:
                 self._by_itself(turn)
 
     def _pass(self, ready: Ready) -> None:
+        """One pass. Where the device takes it without being waited for, the one before is collected meanwhile."""
         at_it = [] if self._alone is None else [self._alone]
-        self._blame.computing([*at_it, *ready.jobs])
-        answers, payload = self.intake.compute(ready, self._held)
-        self._blame.computing(at_it)
-        self._tell(answers, payload)
+        before = [] if self._under_way is None else self._under_way.ready.jobs
+        self._blame.computing([*at_it, *before, *ready.jobs])
+        begun = self.intake.begin(ready, self._held)
+        self._collect()
+        self._under_way = begun
+        if self._alone is not None or not hasattr(self._held.engine, "submit"):
+            self._collect()
+        self._blame.computing([*at_it, *([] if self._under_way is None else ready.jobs)])
+
+    def _collect(self) -> None:
+        """The outputs of the pass that is under way, if there is one."""
+        begun, self._under_way = self._under_way, None
+        if begun is not None:
+            self._tell(*self.intake.finish(begun))
 
     def _write(self, writings: Writings) -> None:
         self._blame.computing(writings.jobs())

@@ -23,7 +23,7 @@ def infer_rows(
         for batch in batches(lengths, passes.tokens, most=passes.rows):
             between()
             rows = [Asked(pieces[own[at]], own[at], items[own[at]], options) for at in batch]
-            arrays = processing.feed([row.piece for row in rows], passes).run(engine)
+            arrays = processing.feed([row.piece for row in rows], passes).begin(engine)()
             for row, output in zip(rows, processing.outputs(arrays, rows), strict=True):
                 if isinstance(output, NodeError):
                     raise output
