@@ -191,6 +191,23 @@ async def test_a_client_and_a_pin_are_one_transfer(cache: Path, hub: FakeHub) ->
         assert hub.sent_bytes <= len(WEIGHTS) + 2 + MIB
 
 
+async def test_a_client_reads_on_when_the_pin_that_brought_the_file_is_stopped(cache: Path, hub: FakeHub) -> None:
+    """Without a new request: who waited for the file goes on bringing it, from what came, and it is the same copy."""
+    async with running(cache, hf_upstream=hub.url, stall_timeout_s=60.0) as node:
+        assert (await node.ask("HEAD", PATH)).status == 200
+        hub.faults["model.safetensors"] = ["stall"] * 4
+        job = node.node.start_pin("hf:org/big", Wish())
+        async for state in node.node.updates(job):
+            if state.bytes_done > 4 * MIB:
+                break
+        async with node.session.get(node.url + PATH) as reply:
+            assert await reply.content.readexactly(2 * MIB) == WEIGHTS[: 2 * MIB]
+            await node.node.unpin("hf:org/big")
+            assert await reply.read() == WEIGHTS[2 * MIB :]
+        assert not node.node.store.unnamed.was_given(RIGHT)
+        assert hub.sent_bytes <= len(WEIGHTS) + 2 + MIB
+
+
 async def test_a_client_that_vanishes_ends_nothing_for_others(cache: Path, hub: FakeHub) -> None:
     async with running(cache, hf_upstream=hub.url) as node:
 

@@ -20,7 +20,7 @@ from ipfs_accelerate_node.api.context import CONFIG, HUB_GIVING, node
 from ipfs_accelerate_node.api.ranges import Span
 from ipfs_accelerate_node.content.build import CHUNK_BYTES
 from ipfs_accelerate_node.errors import StorageError, Unavailable
-from ipfs_accelerate_node.fetch.hub_receive import Arrival
+from ipfs_accelerate_node.fetch.hub_arrival import Arrival
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.store import StoredFile
 
@@ -62,11 +62,11 @@ async def whole_or_sent(
             if not arrival.is_trusted:
                 return await bringing
         try:
-            fd = arrival.part.lend()
+            file = _lent(arrival)
         except (StorageError, Unavailable):  # it is whole, or given up, just now
             return await bringing
-        with io.FileIO(fd, closefd=True) as file, request.app[HUB_GIVING].transfer():
-            await _send(request, reply, span, arrival, file)
+        with request.app[HUB_GIVING].transfer():
+            await _send(request, reply, span, arrival, file, bringing)
         return None
     finally:
         bringing.cancel()
@@ -75,25 +75,56 @@ async def whole_or_sent(
             bringing.exception()  # told to those who wait for the file
 
 
-async def _send(request: web.Request, reply: web.StreamResponse, span: Span, arrival: Arrival, file: io.FileIO) -> None:
+def _lent(arrival: Arrival) -> io.FileIO:
+    """Raises StorageError, Unavailable."""
+    assert arrival.part is not None, "something of it came"
+    return io.FileIO(arrival.part.lend(), closefd=True)
+
+
+async def _send(
+    request: web.Request,
+    reply: web.StreamResponse,
+    span: Span,
+    arrival: Arrival,
+    file: io.FileIO,
+    bringing: asyncio.Future[StoredFile],
+) -> None:
+    """file: lent of the arrival, closed here. Where somebody else who brought it was cancelled, goes on with who brings
+    the rest now."""
+    reply.content_length = span.length
+    at, receiver = span.start, node(request).hub.receiver
+    try:
+        await reply.prepare(request)
+        while (at := await _sent(request, span, at, arrival, file)) < span.stop:
+            further = await receiver.coming(arrival.file.oid, at, bringing) if arrival.was_left else None
+            if further is None or not further.goes_on(arrival):
+                _close(request, reply)
+                return
+            file.close()
+            arrival, file = further, _lent(further)
+    except (StorageError, Unavailable):  # of the further one
+        _close(request, reply)
+    finally:
+        file.close()
+
+
+async def _sent(request: web.Request, span: Span, at: int, arrival: Arrival, file: io.FileIO) -> int:
+    """How far it was sent, when all of it is, or the arrival has ended without being whole."""
     giving, part = request.app[HUB_GIVING], arrival.part
     assert part is not None, "it was lent"
-    reply.content_length = span.length
-    await reply.prepare(request)
-    at = span.start
     while at < span.stop:
         if request.transport is None:
             raise ConnectionResetError("the client is gone")
         held_back = 0 if arrival.is_sure else HELD_BACK_BYTES
         ready = span.stop if arrival.is_whole else min(part.reaches(at), span.stop, span.size - held_back)
         if not (arrival.is_whole or arrival.is_trusted):
-            _close(request, reply)
-            return
+            break
         if ready <= at:
             await arrival.change()
             continue
         await giving.send(request.transport, io.BufferedReader(_again(file)), at, ready)
         at = ready
+    return at
 
 
 def _again(file: io.FileIO) -> io.FileIO:

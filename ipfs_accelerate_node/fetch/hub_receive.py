@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from ipfs_accelerate_node.content.cid import Cid
 from ipfs_accelerate_node.errors import (
@@ -21,8 +21,8 @@ from ipfs_accelerate_node.errors import (
     NodeError,
     NotFound,
     SourceUnavailable,
-    Unavailable,
 )
+from ipfs_accelerate_node.fetch.hub_arrival import Arrival, MappedPart, Report
 from ipfs_accelerate_node.fetch.threads import in_thread
 from ipfs_accelerate_node.sources.hub import ATTEMPTS, HubSource
 from ipfs_accelerate_node.sources.hub_answers import HubFile
@@ -38,114 +38,7 @@ CONNECTIONS = 4
 LEASE_BYTES = 8 << 20  # … each of which asks for so much at a time, in file order: whoever reads along waits least
 MAX_LEASE_BYTES = 64 << 20  # of files so large that the Hub would be asked too often
 SYNC_BYTES = 64 << 20  # a crash loses so much at most
-
-Report = Callable[[int], None]
-
-
-class Part(Protocol):
-    """What has come of a file."""
-
-    def reaches(self, offset: int) -> int:
-        """Where the bytes end that came and lie without a gap from offset; offset itself if there are none."""
-
-    def lend(self) -> int:
-        """A descriptor of it, for the caller to close, that stays good whatever becomes of the file's name."""
-
-
-class MappedPart:
-    """A file that is fetched by its CID: what has come is verified leaf by leaf, but by a map that may lie."""
-
-    def __init__(self, store: Store, cid: Cid) -> None:
-        self._store = store
-        self._cid = cid
-        self._begins = 0
-
-    def reaches(self, offset: int) -> int:
-        """See `Part`."""
-        file = self._store.underway.file(self._cid, public_only=False)
-        end = offset if file is None else self._store.underway.reaches(file, offset)
-        self._begins = offset if end > offset else self._begins
-        return end
-
-    def lend(self) -> int:
-        """See `Part`. Raises Unavailable where it is whole or given up by now."""
-        file = self._store.underway.file(self._cid, public_only=False)
-        fd = None if file is None else self._store.underway.lend(file, self._begins, self._begins + 1)
-        if fd is None:
-            raise Unavailable("the file has just been stored or given up; ask again", retry_after_s=1)
-        return fd
-
-
-class Arrival:
-    """A file under way, as those see it who wait for it or read along. part: None until it is open."""
-
-    def __init__(self, file: HubFile, source: str) -> None:
-        self.file = file
-        self.source = source
-        self.part: Part | None = None
-        self.outcome: StoredFile | NodeError | None = None  # once ended, unless its caller was cancelled
-        self.ended = asyncio.Event()
-        self.is_sure = False  # each byte that `part` has is verified, and by what was once found right here
-        self.restarts = 0  # how often all that had come was dropped
-        self._reports: list[Report] = []
-        self._stir = asyncio.Event()
-        self.is_given = False
-        self._is_lost = False
-
-    @contextmanager
-    def watched(self, report: Report) -> Iterator[None]:
-        self._reports.append(report)
-        try:
-            yield
-        finally:
-            self._reports.remove(report)
-
-    def came(self, total_bytes: int) -> None:
-        for report in self._reports:
-            report(total_bytes)
-        self.stir()
-
-    def stir(self) -> None:
-        """Wakes everyone who waits in `change`."""
-        self._stir.set()
-        self._stir = asyncio.Event()
-
-    async def change(self) -> None:
-        """Until something came, or it began anew, or ended."""
-        if not self.ended.is_set():
-            await self._stir.wait()
-
-    @property
-    def is_whole(self) -> bool:
-        """Verified, and as it came at first: what was given of it is right."""
-        return self.restarts == 0 and isinstance(self.outcome, StoredFile)
-
-    @property
-    def is_trusted(self) -> bool:
-        """Whether bytes of it may be given before all are verified: nobody can have others yet."""
-        return self.restarts == 0 and not self._is_lost and not (self.ended.is_set() and not self.is_whole)
-
-    def restart(self) -> None:
-        self.restarts += 1
-        self._is_lost = True
-        self.stir()
-
-    def end(self) -> None:
-        self.ended.set()
-        self.stir()
-
-    async def give(self, store: Store) -> None:
-        """To be called before the first byte that is not verified leaves: so it is known, also after a crash, that
-        somebody may have a beginning that is not the right file's."""
-        if not self.is_given:
-            self.is_given = True
-            if not await in_thread(store.unnamed.note_given, self.file.oid):
-                self._is_lost = True
-
-    def settle(self, store: Store) -> None:
-        """All of it is verified, so what was given was right, if it was of this very copy. Blocks."""
-        if self.is_given and not self._is_lost:
-            store.unnamed.forget_given(self.file.oid)
+MAX_LEFT = 1000  # files that were given up, of which it is known which copy came
 
 
 class Receiver:
@@ -154,6 +47,7 @@ class Receiver:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._under_way: dict[str, Arrival] = {}
+        self._left: dict[str, Arrival] = {}  # by oid, those that were cancelled, the latest last
         self._whole: list[UnnamedFile] = []
         self._landing = asyncio.Lock()
         self._news = asyncio.Event()
@@ -206,6 +100,14 @@ class Receiver:
         finally:
             del self._under_way[file.oid]
             arrival.end()
+            self._leave(arrival)
+
+    def _leave(self, arrival: Arrival) -> None:
+        self._left.pop(arrival.file.oid, None)
+        if arrival.was_left:
+            self._left[arrival.file.oid] = arrival
+        while len(self._left) > MAX_LEFT:
+            del self._left[next(iter(self._left))]
 
     @asynccontextmanager
     async def mapped(self, file: HubFile, cid: Cid, *, is_sure: bool = False) -> AsyncIterator[Arrival]:
@@ -236,6 +138,8 @@ class Receiver:
         try:
             await in_thread(lambda: opened.append(self._store.unnamed.open(arrival.file.oid, arrival.file.size)))
             arrival.part = part = opened[0]
+            if (before := self._left.get(arrival.file.oid)) is not None:
+                arrival.follow(before, part.received_bytes)
             arrival.came(part.received_bytes)
             await transfer.complete(self._store, part)
             return await self._land(part)
