@@ -56,6 +56,7 @@ class Config:
     memory_bytes: int | None = None  # what all workers together may take; None: what the machine has
     queue_wait_s: float = 2.0  # a request that would wait longer for its model is refused at once, with a time
     share_identical: bool = True  # identical requests that wait at the same time share one computation
+    otlp_endpoint: str | None = None  # $OTEL_EXPORTER_OTLP_ENDPOINT: a collector that spans of requests are sent to
     default_model: str | None = None  # of inference routes that name none; None: the only one that is loaded
     allow_mock: bool = False  # where a model cannot be had, a mock of its task answers, marked as one
 
@@ -90,6 +91,7 @@ def load_config(flags: Mapping[str, object], env: Mapping[str, str], file: Path 
             values[name] = CHECKS[name](item, values[name])
     values.setdefault("cache", default_cache(env))
     values.setdefault("ipfs_path", _path_variable(env, "IPFS_PATH"))
+    values.setdefault("otlp_endpoint", env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None)
     values.setdefault("hf_token", _hub_token(env))
     values.setdefault("hf_offline", any(is_true(env.get(name)) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")))
     config = Config(**values)  # type: ignore[arg-type]  # READERS made each value of its field's own type

@@ -216,6 +216,13 @@ def _kubo_auth(given: Given, value: object) -> object:
     return value
 
 
+def _collector(given: Given, value: object) -> object:
+    parts = urlsplit(str(value))
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise given.refused("wants the URL of a collector, http://host:4318")
+    return value
+
+
 CHECKS: dict[str, Callable[[Given, object], object]] = {
     "host": _host,
     "port": _within(0, 65535),
@@ -231,4 +238,5 @@ CHECKS: dict[str, Callable[[Given, object], object]] = {
     "threads": _within(1, 4096),
     "hf_upstream": _upstream,
     "hf_redirect_origins": _origins,
+    "otlp_endpoint": _collector,
 }

@@ -104,7 +104,7 @@ async def test_metrics_count_by_route_and_status(here: Running) -> None:
     await here.ask("GET", "/api/store")
     await here.ask("GET", "/api/nowhere-special")
     page = (await here.ask("GET", "/metrics")).body.decode()
-    assert 'ipfs_accelerate_node_requests_total{method="GET",route="/api/store",status="401"}' in page
+    assert 'ipfs_accelerate_node_requests_total{method="GET",model="",route="/api/store",status="401"}' in page
     assert 'route="unmatched",status="404"' in page
     assert "nowhere-special" not in page
     for name in ("store_bytes", "models_stored", "models_loaded", "in_flight", "ready"):

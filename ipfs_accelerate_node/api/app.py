@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
+from prometheus_client import ProcessCollector
 
 from ipfs_accelerate_node.api import (
     gateway,
@@ -39,8 +40,12 @@ from ipfs_accelerate_node.api.hub_listings import Listings
 from ipfs_accelerate_node.api.keys import KeyRing
 from ipfs_accelerate_node.api.limiter import BUSY_S, Giving, Limiter
 from ipfs_accelerate_node.api.metrics import Metrics
+from ipfs_accelerate_node.api.metrics_models import Models
+from ipfs_accelerate_node.api.metrics_node import Fetched, Given, Kept, Loop
 from ipfs_accelerate_node.api.pipeline import GATE, METRICS, ORIGINS, TRAFFIC, mount
+from ipfs_accelerate_node.api.tracing import TRACING, tracing_to
 from ipfs_accelerate_node.api.traffic import Traffic
+from ipfs_accelerate_node.api.watchdog import WATCHDOG, Watchdog
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.config_values import is_loopback
 from ipfs_accelerate_node.node import Node
@@ -96,6 +101,9 @@ def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = N
         app[HUB_GIVING] = own = Giving(Limiter(config.share_rate_bytes, lambda: False), connections=OWN_TRANSFERS)
         app.on_cleanup.append(own.close)
     app[reports.ONE_AT_A_TIME] = asyncio.Lock()
+    app[WATCHDOG] = Watchdog()
+    app[TRACING] = tracing = tracing_to(config.otlp_endpoint)
+    app.on_cleanup.append(lambda _: tracing.close())
     app[METRICS] = Metrics(
         {
             "in_flight": lambda: traffic.in_flight,
@@ -104,7 +112,14 @@ def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = N
             "models_stored": lambda: len(node.store.models()),
             "models_loaded": lambda: len(node.registry.loaded()),
         },
-        giving,
+        (
+            Models(node.registry.loaded, node.registry.stats),
+            Given(giving),
+            Fetched(node),
+            Kept(node),
+            Loop(app[WATCHDOG]),
+            ProcessCollector(registry=None),
+        ),
     )
     dashboard.furnish(app)
     app[openapi.MADE] = {}

@@ -70,6 +70,10 @@ class Origins:
         if any(site.strip().lower() == "cross-site" for site in request.headers.getall("Sec-Fetch-Site", [])):
             raise Forbidden("a page of another site may not use this node", code="cross_site")
 
+    def names(self, host: str) -> bool:
+        """Whether that is one of the names of this node, without the connection it came in on."""
+        return host.lower() in self.hosts
+
     def _is_ours(self, host: str, request: web.BaseRequest) -> bool:
         if host.lower() in self.hosts:
             return True

@@ -9,9 +9,8 @@ from typing import Literal
 
 from aiohttp import web
 
+from ipfs_accelerate_node.api import asking
 from ipfs_accelerate_node.api.asked_model import ready_model
-from ipfs_accelerate_node.api.context import node
-from ipfs_accelerate_node.api.pipeline import METRICS
 from ipfs_accelerate_node.inference import Inferred, Item, LoadedModel, Options
 from ipfs_accelerate_node.inference.model import Generated
 
@@ -52,21 +51,16 @@ async def wanted(
 
 
 async def written(request: web.Request, asked: Wanted) -> Inferred:
-    """Whole answers, counted."""
-    done = await node(request).serving.infer(asked.ref, asked.items, asked.options, task=asked.task)
-    request.app[METRICS].inferred(done.model.implementation, done.tokens)
-    return done
+    """Whole answers."""
+    return await asking.infer(request, asked.ref, asked.items, asked.options, task=asked.task)
 
 
 async def pieces(request: web.Request, asked: Wanted) -> AsyncIterator[Piece]:
     """The pieces of all answers as they come; of one answer, in order. Leaving the iterator ends the writing."""
-    tokens = 0
-    writing = node(request).serving.stream(asked.ref, asked.items, asked.options, task=asked.task)
+    writing = asking.stream(request, asked.ref, asked.items, asked.options, task=asked.task, model=asked.model)
     async with aclosing(writing) as deltas:
         async for delta in deltas:
-            tokens += delta.tokens_in
             yield Piece(delta.index, delta.text, delta.ids, delta.finish, delta.tokens_in)
-    request.app[METRICS].inferred(asked.model.implementation, tokens)
 
 
 def answers(done: Inferred) -> list[Generated]:

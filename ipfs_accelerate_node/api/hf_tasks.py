@@ -10,8 +10,8 @@ import numpy as np
 from aiohttp import web
 from numpy.typing import NDArray
 
+from ipfs_accelerate_node.api import asking
 from ipfs_accelerate_node.api.bodies import converted
-from ipfs_accelerate_node.api.context import node
 from ipfs_accelerate_node.api.hf_question import Question
 from ipfs_accelerate_node.api.hf_wire import (
     Choosing,
@@ -49,7 +49,7 @@ TOP_K = 5  # of the Hub's own classifiers of pictures
 
 async def _ask(request: web.Request, ref: str, items: Sequence[Item], options: Options, task: str) -> Inferred:
     with inputs_called("inputs"):
-        return await node(request).serving.infer(ref, items, options, task=task)
+        return await asking.infer(request, ref, items, options, task=task)
 
 
 async def _reply(

@@ -74,8 +74,9 @@ async def model_reply(
     """The reply to a request that a model has answered, counted. size: how many values ``encode`` writes, which runs in
     a thread where they are many."""
     tokens = done.tokens if isinstance(done, Inferred) else done.prompt_tokens
+    writing = time.perf_counter()
     body = encode() if size <= INLINE_VALUES else await asyncio.to_thread(encode)
-    request.app[METRICS].inferred(done.model.implementation, tokens)
+    request.app[METRICS].serialized(done.model, time.perf_counter() - writing)
     headers = {
         **model_headers(done.model),
         **timing_headers(done, tokens=tokens, began=began, characters=characters),

@@ -16,11 +16,12 @@ from typing import Annotated, Any
 import msgspec
 from aiohttp import web
 
+from ipfs_accelerate_node.api import asking
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import read_json
 from ipfs_accelerate_node.api.context import node
 from ipfs_accelerate_node.api.inference_replies import model_headers
-from ipfs_accelerate_node.api.pipeline import METRICS, Route
+from ipfs_accelerate_node.api.pipeline import Route
 from ipfs_accelerate_node.api.traffic import finished
 from ipfs_accelerate_node.api.wire import NameText, Patterns, RefText, json_reply, plain
 from ipfs_accelerate_node.content.selection import Choice
@@ -108,7 +109,8 @@ async def infer(request: web.Request) -> web.Response:
 async def inferred(request: web.Request, body: InferRequest) -> web.Response:
     """The reply to a body that was read, whoever sent it."""
     items = [item_of(value, index) for index, value in enumerate(body.items)]
-    done = await node(request).serving.infer(
+    done = await asking.infer(
+        request,
         body.ref,
         items,
         Options(**msgspec.structs.asdict(body.options)),
@@ -117,7 +119,6 @@ async def inferred(request: web.Request, body: InferRequest) -> web.Response:
         precision=body.precision,
         allow_mock=body.allow_mock,
     )
-    request.app[METRICS].inferred(done.model.implementation, done.tokens)
     inline = len(done.outputs) <= _INLINE_ITEMS
     encoded = _encoded(body.ref, done) if inline else await asyncio.to_thread(_encoded, body.ref, done)
     return web.Response(body=encoded, content_type="application/json", headers=model_headers(done.model))

@@ -13,10 +13,12 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
+from ipfs_accelerate_node.api import asking
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.asked_model import ready_model
 from ipfs_accelerate_node.api.bodies import converted
 from ipfs_accelerate_node.api.context import node
+from ipfs_accelerate_node.api.deadlines import wait_at_most
 from ipfs_accelerate_node.api.inference_replies import (
     inputs_called,
     mark_of,
@@ -42,7 +44,7 @@ from ipfs_accelerate_node.api.kserve_wire import (
     Ready,
     ServerMetadata,
 )
-from ipfs_accelerate_node.api.pipeline import METRICS, TRAFFIC, Handler, Route
+from ipfs_accelerate_node.api.pipeline import TRAFFIC, Handler, Route
 from ipfs_accelerate_node.api.problems import Dialect
 from ipfs_accelerate_node.api.wire import json_reply
 from ipfs_accelerate_node.content.cid import shown
@@ -57,7 +59,8 @@ _COUNT = msgspec.Meta(ge=1, le=1 << 17)
 
 
 class Parameters(msgspec.Struct, frozen=True):
-    """Of a request: options of its task, in our words and in those of OpenAI."""
+    """Of a request: options of its task, in our words and in those of OpenAI. timeout: microseconds, 0 for none, as in
+    Triton."""
 
     task: str | None = None
     dimensions: Annotated[int, _COUNT] | None = None
@@ -73,6 +76,7 @@ class Parameters(msgspec.Struct, frozen=True):
     seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] | None = None
     language: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     prompt_name: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    timeout: Annotated[int, msgspec.Meta(ge=0, le=86_400_000_000)] | None = None
 
     def options(self) -> Options:
         return Options(
@@ -96,14 +100,15 @@ async def infer(request: web.Request) -> web.Response:
     ref = _name(request)
     asked = await read_asked(request)
     parameters = converted(asked.request.parameters or {}, Parameters)
+    if parameters.timeout:
+        wait_at_most(request, parameters.timeout / 1e6)
     task = await _task(request, ref, parameters.task, asked)
     signature = SIGNATURES[task]
     chosen = chosen_outputs(asked, signature)
     tensors = named_raw(asked, signature)
     items = items_of(signature, tensors)
     with inputs_called("inputs"):
-        done = await node(request).serving.infer(ref, items, parameters.options(), task=task)
-    request.app[METRICS].inferred(done.model.implementation, done.tokens)
+        done = await asking.infer(request, ref, items, parameters.options(), task=task)
     head = InferReply(
         model_name=ref,
         model_version=VERSION,

@@ -6,24 +6,31 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from ipfs_accelerate_node.api.browser import Origins
 from ipfs_accelerate_node.api.daemon_file import running_daemon
-from ipfs_accelerate_node.api.pipeline import own_headers, request_id
+from ipfs_accelerate_node.api.pipeline import ORIGINS, own_headers, request_id
 from ipfs_accelerate_node.api.problems import Dialect, error_reply, internal_reply
+from ipfs_accelerate_node.api.watchdog import WATCHDOG
 from ipfs_accelerate_node.config import Config
 from ipfs_accelerate_node.content.cid import shown
 from ipfs_accelerate_node.errors import AlreadyRunning, BadRequest, Conflict, InvalidConfig
+
+log = logging.getLogger(__name__)
 
 Accept = Callable[[web.Server], asyncio.Protocol]
 
 BACKLOG = 128
 MAX_CONNECTIONS = 1024
 KEEPALIVE_S = 20.0  # also for a connection that has not finished its first request's headers
+IDLE_GRACE_S = 1.0  # without a whole request, then a connection may be ended, when there are too many
+BODY_GRACE_S = 5.0  # of a body, then one slower than DRIP_BYTES_S may be cut off, when there are too many connections
+DRIP_BYTES_S = 4096
 LINGER_S = 2.0
 CUT_S = 0.5  # what is still under way when the listener closes gets so long to notice
 READER_STALL_S = 60  # a reader who takes nothing of its reply for so long is cut off by the system
@@ -86,11 +93,33 @@ async def listening(app: web.Application, sock: socket.socket, *, accept: Accept
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: accepting(http), sock=sock, backlog=BACKLOG)
         try:
-            yield url_of(sock)
+            with _watched(app, http, sock, accepting):
+                yield url_of(sock)
         finally:
             server.close()
     finally:
         await runner.cleanup()
+
+
+@contextmanager
+def _watched(app: web.Application, http: web.Server, sock: socket.socket, accepting: Accept) -> Iterator[None]:
+    """The application's watchdog, if it has one, stands in for the loop; what it has taken is connected like others."""
+    watchdog = app.get(WATCHDOG)
+    if watchdog is None:
+        yield
+        return
+    loop, joining = asyncio.get_running_loop(), set[asyncio.Task[object]]()
+
+    def hand(taken: socket.socket) -> None:
+        connecting = loop.create_task(loop.connect_accepted_socket(lambda: accepting(http), taken), name="handed")
+        joining.add(connecting)
+        connecting.add_done_callback(joining.discard)
+
+    origins = app[ORIGINS]
+    with watchdog.watching(sock, hand, is_ours=lambda host: isinstance(origins, Origins) and origins.names(host)):
+        yield
+    for connecting in joining:
+        connecting.cancel()
 
 
 def url_of(sock: socket.socket) -> str:
@@ -100,13 +129,26 @@ def url_of(sock: socket.socket) -> str:
 
 
 def _protocol(http: web.Server) -> asyncio.Protocol:
-    return Connection(http) if len(http.connections) < MAX_CONNECTIONS else Refusal()
+    if len(http.connections) >= MAX_CONNECTIONS and not _make_room(http):
+        return Refusal()
+    return Connection(http)
+
+
+def _make_room(http: web.Server) -> bool:
+    """Ends the connection that has waited longest without a whole request: whoever holds many of them and sends next to
+    nothing shall not keep others out. Those whose request is being answered are left alone."""
+    slow = [one for one in http.connections if isinstance(one, Connection) and one.dawdles]
+    if not slow:
+        return False
+    min(slow, key=lambda one: one.since).abort()
+    return True
 
 
 class Connection(web.RequestHandler):
-    """A connection under our limits, whose failures below the application are told like all others."""
+    """A connection under our limits, whose failures below the application are told like all others. since: when it was
+    opened, or its last request was answered; received_bytes: since then."""
 
-    __slots__ = ()
+    __slots__ = ("received_bytes", "since")
 
     def __init__(self, http: web.Server) -> None:
         super().__init__(
@@ -120,6 +162,32 @@ class Connection(web.RequestHandler):
             max_field_size=LINE_BYTES,
             max_headers=HEADERS,
         )
+        self.since = asyncio.get_running_loop().time()
+        self.received_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        self.received_bytes += len(data)
+        super().data_received(data)
+
+    @property
+    def dawdles(self) -> bool:
+        """It has no request, or one whose body drips in."""
+        reading, took_s = self._current_request, asyncio.get_running_loop().time() - self.since
+        if reading is None:
+            return took_s > IDLE_GRACE_S and not self._request_in_progress
+        return not reading.content.is_eof() and took_s > BODY_GRACE_S and self.received_bytes < took_s * DRIP_BYTES_S
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        finished = await super().finish_response(request, resp, start_time)
+        self.since, self.received_bytes = asyncio.get_running_loop().time(), 0
+        return finished
+
+    def abort(self) -> None:
+        log.info("connection.ended dawdled_s=%.1f", asyncio.get_running_loop().time() - self.since)
+        if isinstance(transport := self.transport, asyncio.Transport):
+            transport.abort()
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None

@@ -17,9 +17,9 @@ import msgspec
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from ipfs_accelerate_node.api import asking
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import BODY_STALL_S, check_content_type
-from ipfs_accelerate_node.api.context import node
 from ipfs_accelerate_node.api.inference_replies import inputs_called, mark_of, model_reply
 from ipfs_accelerate_node.api.openai_wire import Transcription, TranscriptionForm, VerboseTranscription
 from ipfs_accelerate_node.api.pipeline import Route
@@ -65,7 +65,7 @@ async def transcriptions(request: web.Request) -> web.Response:
         await asyncio.to_thread(form.close)
     model, shape, options = _asked(form.fields)
     with inputs_called("file"):
-        done = await node(request).serving.infer(model, [Audio(sound)], options, task="automatic-speech-recognition")
+        done = await asking.infer(request, model, [Audio(sound)], options, task="automatic-speech-recognition")
     (output,) = done.outputs
     assert isinstance(output, Generated)
     if shape == "text":

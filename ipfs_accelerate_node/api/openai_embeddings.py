@@ -14,9 +14,9 @@ import numpy as np
 from aiohttp import web
 from numpy.typing import NDArray
 
+from ipfs_accelerate_node.api import asking
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import read_json
-from ipfs_accelerate_node.api.context import node
 from ipfs_accelerate_node.api.inference_replies import inputs_called, mark_of, model_reply
 from ipfs_accelerate_node.api.inference_routes import INFER_LIMIT_BYTES
 from ipfs_accelerate_node.api.media import media_bytes
@@ -42,9 +42,7 @@ async def embedded(request: web.Request, body: EmbeddingsRequest) -> web.Respons
     began = time.perf_counter()
     if body.modality == "text" and body.prompt_name is None:
         inputs = text_or_tokens(body.input, "input")
-        result = await node(request).serving.embed(
-            body.model, inputs, dimensions=body.dimensions, truncate=body.truncate
-        )
+        result = await asking.embed(request, body.model, inputs, dimensions=body.dimensions, truncate=body.truncate)
     else:
         with inputs_called("input"):
             result = await _with_options(request, body)
@@ -54,7 +52,7 @@ async def embedded(request: web.Request, body: EmbeddingsRequest) -> web.Respons
 async def _with_options(request: web.Request, body: EmbeddingsRequest) -> Embeddings:
     """Pictures, or texts with a prompt of the model's author."""
     options = Options(dimensions=body.dimensions, truncate=body.truncate, prompt_name=body.prompt_name)
-    done = await node(request).serving.infer(body.model, _items(body), options, task="embedding")
+    done = await asking.infer(request, body.model, _items(body), options, task="embedding")
     if body.prompt_name is not None and done.model.implementation == "MOCK":
         raise InvalidInput("a mock has no named prompts", param="prompt_name")
     return vectors_of(done)

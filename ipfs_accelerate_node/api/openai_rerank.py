@@ -8,9 +8,9 @@ import time
 import msgspec
 from aiohttp import web
 
+from ipfs_accelerate_node.api import asking
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.bodies import read_json
-from ipfs_accelerate_node.api.context import node
 from ipfs_accelerate_node.api.inference_replies import inputs_called, mark_of, model_reply
 from ipfs_accelerate_node.api.openai_wire import (
     DocumentText,
@@ -55,7 +55,7 @@ async def relevances(
         raise InvalidInput("query must be a text, not empty and without NUL", param="query")
     options = Options(truncate=truncate, raw_scores=raw_scores)
     with inputs_called(param):
-        return await node(request).serving.infer(ref, [Pair(query, text) for text in texts], options, task="rerank")
+        return await asking.infer(request, ref, [Pair(query, text) for text in texts], options, task="rerank")
 
 
 def ranked(done: Inferred) -> list[tuple[int, float]]:

@@ -25,6 +25,7 @@ from ipfs_accelerate_node.api.listener import BACKLOG, listening
 from ipfs_accelerate_node.api.peers_connection import Allowances, PeerConnection
 from ipfs_accelerate_node.api.peers_inference import DESK, DOORMAN, SIGNER, Doorman
 from ipfs_accelerate_node.api.pipeline import GATE, METRICS, ORIGINS, TRAFFIC, Route, mount
+from ipfs_accelerate_node.api.tracing import TRACING
 from ipfs_accelerate_node.api.wire import json_reply
 from ipfs_accelerate_node.errors import BadRequest, Forbidden, NotFound, PayloadTooLarge
 from ipfs_accelerate_node.node import Node
@@ -123,6 +124,7 @@ def build_peers_app(user: web.Application, allowances: Allowances) -> web.Applic
     app[LEAF_MAPS] = user[LEAF_MAPS]
     app[TRAFFIC] = user[TRAFFIC]
     app[METRICS] = user[METRICS]
+    app[TRACING] = user[TRACING]
     app[DOORMAN] = user[DOORMAN]
     app[DESK] = user[DESK]
     app[GATE] = PeersGate(user[DOORMAN])

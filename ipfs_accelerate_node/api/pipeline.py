@@ -20,6 +20,7 @@ from aiohttp import HttpVersion11, web
 
 from ipfs_accelerate_node.api.access import Admission, Surface
 from ipfs_accelerate_node.api.browser import Provenance
+from ipfs_accelerate_node.api.deadlines import ARRIVED, note_deadline
 from ipfs_accelerate_node.api.keys import Caller
 from ipfs_accelerate_node.api.metrics import Metrics
 from ipfs_accelerate_node.api.problems import Dialect, error_reply, internal_reply, of_framework
@@ -62,6 +63,7 @@ TRAFFIC: web.AppKey[Traffic] = web.AppKey("traffic", Traffic)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 ROUTES: web.AppKey[Mapping[web.AbstractRoute, Route]] = web.AppKey("routes", Mapping)
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+MODEL: web.RequestKey[str] = web.RequestKey("model", str)  # as a label of metrics, where one was asked
 CALLER: web.RequestKey[Caller | None] = web.RequestKey("caller", Caller)
 _STARTED: web.RequestKey[web.StreamResponse] = web.RequestKey("started", web.StreamResponse)
 
@@ -76,7 +78,7 @@ def mount(app: web.Application, routes: tuple[Route, ...]) -> None:
 
 @web.middleware
 async def pipeline(request: web.Request, handler: Handler) -> web.StreamResponse:
-    began = time.perf_counter()
+    request[ARRIVED] = began = time.perf_counter()
     request[REQUEST_ID] = request_id(request)
     route = request.app[ROUTES].get(request.match_info.route)
     status = CLIENT_GONE
@@ -92,7 +94,8 @@ async def pipeline(request: web.Request, handler: Handler) -> web.StreamResponse
     finally:
         pattern = route.path if route else "unmatched"
         method = request.method if route else "other"
-        request.app[METRICS].answered(method, pattern, status, time.perf_counter() - began)
+        seconds, model = time.perf_counter() - began, request.get(MODEL, "")
+        request.app[METRICS].answered(method, pattern, status, seconds, model=model)
 
 
 async def _answer(request: web.Request, handler: Handler, route: Route | None) -> web.StreamResponse:
@@ -114,6 +117,8 @@ async def _answer(request: web.Request, handler: Handler, route: Route | None) -
 
 async def _admitted(request: web.Request, handler: Handler, route: Route | None) -> web.StreamResponse:
     _admit(request, route)
+    if route is not None and route.infers:
+        note_deadline(request)
     return await handler(request)  # where there is no route, this raises the router's own 404 or 405
 
 

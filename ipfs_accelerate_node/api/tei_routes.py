@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 from aiohttp import web
 
+from ipfs_accelerate_node.api import asking
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.asked_model import named_or_default
 from ipfs_accelerate_node.api.bodies import read_json
-from ipfs_accelerate_node.api.context import node
 from ipfs_accelerate_node.api.inference_replies import inputs_called, mark_of, model_reply
 from ipfs_accelerate_node.api.openai_embeddings import vectors_of
 from ipfs_accelerate_node.api.openai_inputs import text_or_tokens
@@ -89,7 +89,7 @@ async def embedded(request: web.Request, ref: str, body: EmbedRequest) -> web.Re
 async def _vectors(request: web.Request, ref: str, inputs: Sequence[str | list[int]], options: Options) -> Embeddings:
     items: list[Item] = [Text(one) if isinstance(one, str) else Ids(tuple(one)) for one in inputs]
     with inputs_called("inputs"):
-        done = await node(request).serving.infer(ref, items, options, task=EMBED)
+        done = await asking.infer(request, ref, items, options, task=EMBED)
     if options.prompt_name is not None and done.model.implementation == "MOCK":
         raise InvalidInput("a mock has no named prompts", param="prompt_name")
     result = vectors_of(done)
@@ -108,7 +108,7 @@ async def predicted(request: web.Request, ref: str, body: PredictRequest) -> web
     items, single = _sequences(body.inputs)
     options = Options(truncate=body.truncate is not False, raw_scores=bool(body.raw_scores))
     with inputs_called("inputs"):
-        done = await node(request).serving.infer(ref, items, options, task=PREDICT)
+        done = await asking.infer(request, ref, items, options, task=PREDICT)
 
     def encoded() -> bytes:
         rows = predictions(done)

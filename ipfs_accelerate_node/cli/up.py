@@ -40,6 +40,7 @@ _VALUES = {
     "keep_alive_s": ("SECONDS", "Unload a model that was idle for so long (never)."),
     "memory": ("BYTES", "Most that loaded models may take; the one unused for longest makes room (all there is)."),
     "queue_wait_s": ("SECONDS", "Refuse a request that would wait longer for its model (2)."),
+    "otlp_endpoint": ("URL", "Send spans of requests to this OpenTelemetry collector ($OTEL_EXPORTER_OTLP_ENDPOINT)."),
     "default_model": ("REF", "Model of inference routes that name none (the only one that is loaded)."),
 }
 _LISTS = {

@@ -16,6 +16,7 @@ from ipfs_accelerate_node.api.keys import KeyRing
 from ipfs_accelerate_node.api.listener import listening, take_port
 from ipfs_accelerate_node.api.metrics import Metrics
 from ipfs_accelerate_node.api.pipeline import GATE, METRICS, ORIGINS, TRAFFIC, Route, mount
+from ipfs_accelerate_node.api.tracing import TRACING, NoTracing
 from ipfs_accelerate_node.api.traffic import Traffic
 from ipfs_accelerate_node.config import Config
 
@@ -82,5 +83,6 @@ def small_app(
     app[ORIGINS] = Origins.of(host, port, allow_hosts)
     app[TRAFFIC] = Traffic()
     app[METRICS] = Metrics({name: lambda: 0.0 for name in GAUGES})
+    app[TRACING] = NoTracing()
     mount(app, routes)
     return app
