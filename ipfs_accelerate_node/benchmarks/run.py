@@ -214,7 +214,7 @@ class _Run:
             return model.device
 
     def _held(self, device: str, precision: str | None = None) -> AbstractAsyncContextManager[LoadedModel]:
-        wanted = precision or self.wish.precision
+        wanted = precision or self.wish.precision or REFERENCE_PRECISION
         registry, serving = self.here.registry, self.here.serving
         return held(registry, serving, self.root, device=device, precision=wanted, task=self.wish.task)
 

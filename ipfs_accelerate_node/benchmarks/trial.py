@@ -15,22 +15,17 @@ from numpy.typing import NDArray
 
 from ipfs_accelerate_node.benchmarks.cells import Same
 from ipfs_accelerate_node.errors import InferenceFailed
+from ipfs_accelerate_node.inference.agreement import AGREES, INPUTS, Array, cosine
 from ipfs_accelerate_node.inference.model import Audio, Generated, Image, ImageChoice, Inferred, Item, LoadedModel
 from ipfs_accelerate_node.inference.model import Options as Wish
 from ipfs_accelerate_node.inference.registry import Registry
 
-INPUTS = 20  # of the workload: enough for a minimum and for token-identical generations to mean something
 BATCH = 8
 NEW_TOKENS = 24
 LATENCY_S, THROUGHPUT_S = 10.0, 8.0  # then measuring ends, slow as the model may be, after so many requests at least:
 FEWEST, MOST = 5, 40
 FEWEST_BATCHES, MOST_BATCHES = 2, 20
 WARM_UP = 2
-
-# Cosine with the reference below which a device does not compute the same model: smallest of the workload; int8: mean.
-AGREES = {"f32": 0.9999, "bf16": 0.999, "f16": 0.999, "int8": 0.98}
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,15 +89,6 @@ def verdict(found: Agreement, precision: str) -> str:
     if value >= least:
         return ""
     return f"does not agree with torch on the CPU in f32: {what} cosine {value:.6f}, expected at least {least}"
-
-
-def cosine(one: Array, other: Array) -> float:
-    """Of two arrays of the same shape as flat vectors; exactly 1 for equal arrays, zeros among them."""
-    if np.array_equal(one, other):
-        return 1.0
-    a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(np.clip(a @ b / lengths, -1.0, 1.0)) if lengths else 0.0
 
 
 def moved_neighbours(here: Sequence[Array], there: Sequence[Array]) -> int | None:

@@ -84,6 +84,7 @@ async def survey(worker: WorkerProcess, kind: Kind) -> list[Accelerator]:
             versions=dict(reply.versions),
             free_bytes=found.free_bytes,
             precisions=found.precisions,
+            native=found.native,
         )
         for found in reply.devices
     ]
@@ -96,17 +97,35 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_native(cpuinfo: str) -> tuple[str, ...]:
+    """Precisions that the CPU has arithmetic for; others are computed by converting, which gains nothing. cpuinfo: as
+    Linux tells it."""
+    lines = (line for line in cpuinfo.splitlines() if line.startswith(("flags", "Features")))
+    flags = set(next(lines, "").partition(":")[2].split())
+    return ("f32", "bf16") if flags & _BF16_FLAGS else ("f32",)
+
+
+# x86: a dot product of pairs (Zen 4, Cooper Lake), tiles (Sapphire Rapids); Arm: FEAT_BF16.
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+_BF16_CARDS = 8  # CUDA's compute capability from which on cards have it
+
+
+def _here() -> tuple[str, ...]:
+    return cpu_native(Path("/proc/cpuinfo").read_text())
+
+
 def torch_devices() -> wire.DeviceList:
     """Inside the torch worker."""
     import torch
 
-    host = wire.Found("cpu", cpu_name(), total_bytes(), available_bytes(), ("f32", "bf16"))
+    host = wire.Found("cpu", cpu_name(), total_bytes(), available_bytes(), ("f32", "bf16"), _here())
     cards: list[wire.Found] = []
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
-            name = torch.cuda.get_device_properties(index).name
-            cards.append(wire.Found(f"cuda:{index}", name, total, free, ("f32", "bf16", "f16")))
+            card = torch.cuda.get_device_properties(index)
+            native = ("f32", "bf16", "f16") if card.major >= _BF16_CARDS else ("f32", "f16")
+            cards.append(wire.Found(f"cuda:{index}", card.name, total, free, ("f32", "bf16", "f16"), native))
     return wire.DeviceList([host, *cards], {"torch": str(torch.__version__)})
 
 
@@ -121,7 +140,9 @@ def openvino_devices() -> wire.DeviceList:
         precisions = tuple(ours for ours, theirs in _CAPABILITIES if theirs in able)
         total, free = (total_bytes(), available_bytes()) if name == "CPU" else (_openvino_memory(core, name), None)
         full = str(core.get_property(name, "FULL_DEVICE_NAME"))
-        found.append(wire.Found(f"openvino:{name}", full, total, free, precisions))
+        # on a CPU OpenVINO offers bf16 from AVX-512 on, whether or not it is in hardware
+        native = tuple(p for p in precisions if name != "CPU" or p in _here())
+        found.append(wire.Found(f"openvino:{name}", full, total, free, precisions, native))
     return wire.DeviceList(found, {"openvino": str(openvino.__version__)})
 
 

@@ -338,7 +338,7 @@ class ModelStats:
 class Accelerator:
     """A device that a runtime reports on this machine. available: a model can be loaded on it now; else reason says why
     not. total_bytes: its memory, None when the runtime does not say; free_bytes: of it, what nobody takes now.
-    precisions: those that make sense on it, the default first."""
+    precisions: those that make sense on it; native: of them, those that its hardware computes in."""
 
     device: str
     runtime: str
@@ -349,3 +349,4 @@ class Accelerator:
     versions: dict[str, str] = field(default_factory=dict)
     free_bytes: int | None = None
     precisions: tuple[str, ...] = ()
+    native: tuple[str, ...] = ()

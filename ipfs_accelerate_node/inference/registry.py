@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,9 +38,10 @@ from ipfs_accelerate_node.inference.model import (
     Token,
     Vector,
 )
-from ipfs_accelerate_node.inference.placing import Placing, Wanted
+from ipfs_accelerate_node.inference.placing import Placing
 from ipfs_accelerate_node.inference.slot import Limits, Slot
 from ipfs_accelerate_node.inference.slots import Slots
+from ipfs_accelerate_node.inference.wanted import AUTO, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,8 @@ class Registry:
     grow. keep_alive_s: a model that was idle for so long is unloaded; infinite: never. budget_bytes: what all workers
     together may take, None: what the machine has. available: says how many bytes it has left. gone: called with a root
     when nothing holds it any more. queue_wait_s: a request that would wait longer than that for its model is refused.
-    share_identical: identical requests that are computed or wait at the same time share one computation.
+    share_identical: identical requests that are computed or wait at the same time share one computation. precision: of
+    models that are loaded without naming one.
     """
 
     def __init__(
@@ -76,7 +79,9 @@ class Registry:
         gone: Callable[[str], None] = lambda root: None,
         queue_wait_s: float = 2.0,
         share_identical: bool = True,
+        precision: str = AUTO,
     ) -> None:
+        self.precision = precision
         self._prestart = prestart
         self._slots = Slots(
             Limits(load_timeout_s, silence_s, drain_timeout_s, steady_s, queue_wait_s, share_identical),
@@ -113,7 +118,7 @@ class Registry:
         self,
         spec: ModelSpec,
         *,
-        device: str = "auto",
+        device: str = AUTO,
         precision: str | None = None,
         task: str | None = None,
         alias: str | None = None,
@@ -123,24 +128,26 @@ class Registry:
     ) -> LoadedModel:
         """Load a model, or join its load, or find it loaded; returns when it answers.
 
-        thorough: an ``auto`` device is measured against the others first, which may take minutes; else what was
-        measured before decides, or a fixed order. keep_alive_s, pinned: None leaves them as they are.
+        thorough: an ``auto`` device is measured against the others, and an ``auto`` precision compared with f32 first,
+        which may take minutes; else what is known decides, or a fixed order, and f32. What is loaded keeps its
+        precision whoever loads it again; an ``auto`` one is content with it. keep_alive_s, pinned: None leaves them as
+        they are.
         A caller that is cancelled leaves the load going. Raises DeviceUnavailable, ModelUnsupported, InvalidInput
         (precision), Conflict (a name belongs to another model), Unavailable (worker_crashed, load_timeout).
         """
-        wanted = Wanted(task or spec.task, devices.canonical(device), precision or "f32")
-        if wanted.precision not in PRECISIONS:
-            offered = ", ".join(PRECISIONS)
+        wanted = Wanted(task or spec.task, devices.canonical(device), precision or self.precision)
+        if wanted.precision not in (AUTO, *PRECISIONS):
+            offered = ", ".join((AUTO, *PRECISIONS))
             raise InvalidInput(f"precision {wanted.precision[:40]!r} is not offered; {offered} are", param="precision")
         names = tuple(dict.fromkeys((*((alias,) if alias else ()), *spec.names)))
         self._check_names(spec.root, names)
         if spec.mock:
             return self._load_mock(spec, names)
         slot = await self._slots.matching(spec.root, wanted)
-        if slot is not None and thorough and wanted.device == "auto":
-            slot = await self._unless_unmeasured(slot)
+        if slot is not None and thorough and wanted.device == AUTO and await self._made_way(slot):
+            wanted, slot = replace(wanted, precision=slot.snapshot().precision), None
         if slot is None:
-            await self._placing.check_device(wanted.device, wanted.precision)
+            await self._placing.check_device(wanted.device, None if wanted.precision == AUTO else wanted.precision)
             slot = await self._slots.matching(spec.root, wanted) or self._slots.occupy(
                 spec, wanted, names, self._placing, thorough=thorough
             )
@@ -150,14 +157,14 @@ class Registry:
         slot.keep(keep_alive_s=keep_alive_s, pinned=pinned)
         return await slot.ready()
 
-    async def _unless_unmeasured(self, slot: Slot) -> Slot | None:
+    async def _made_way(self, slot: Slot) -> bool:
         """A model that a first request put somewhere makes way for one that is put where it was measured to be fast;
-        what is queued for it is computed before."""
+        what is queued for it is computed before. Whoever was answered by it goes on to be answered in its precision."""
         await slot.settled()
         if not slot.unmeasured or slot.state != "ready":
-            return slot
+            return False
         await self._slots.end(slot)
-        return None
+        return True
 
     def _load_mock(self, spec: ModelSpec, names: tuple[str, ...]) -> LoadedModel:
         earlier = self._mocks.get(spec.root)
@@ -197,12 +204,12 @@ class Registry:
         return named[0].snapshot() if named else None
 
     def find_like(self, root: str, *, task: str | None, device: str, precision: str | None) -> LoadedModel | None:
-        """What a request for this task, device (``auto``: any) and precision (None: any) can use as it is."""
+        """What a request for this task, device and precision (None) can use as it is; ``auto``: any."""
         named = self._slots.named(root, task=task)
         fits = [
             found
             for found in (slot.snapshot() for slot in named)
-            if device in ("auto", found.device) and precision in (None, found.precision)
+            if device in (AUTO, found.device) and precision in (None, AUTO, found.precision)
         ]
         return fits[0] if fits else None
 

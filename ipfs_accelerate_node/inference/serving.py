@@ -22,8 +22,8 @@ from ipfs_accelerate_node.errors import (
     Unavailable,
 )
 from ipfs_accelerate_node.inference.model import Embeddings, Inferred, Item, LoadedModel, ModelSpec, Options
-from ipfs_accelerate_node.inference.placing import Wanted
 from ipfs_accelerate_node.inference.registry import Registry
+from ipfs_accelerate_node.inference.wanted import Wanted
 from ipfs_accelerate_node.inference.wire import Delta
 from ipfs_accelerate_node.store import Store, StoredModel
 
@@ -252,7 +252,7 @@ class Serving:
             found = like(root, task=task, device=device, precision=precision)
         if found is not None and found.state == "ready":
             return found
-        return await self._load_for(ref, Wanted(task, device, precision or "f32"))
+        return await self._load_for(ref, Wanted(task, device, precision or self._registry.precision))
 
     async def _load_for(self, ref: str, wanted: Wanted) -> LoadedModel:
         task = self._loads.get((ref, wanted))

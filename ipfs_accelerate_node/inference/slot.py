@@ -18,8 +18,8 @@ from ipfs_accelerate_node.inference import wire
 from ipfs_accelerate_node.inference.desk import Desk
 from ipfs_accelerate_node.inference.jobs import Answer, Job
 from ipfs_accelerate_node.inference.model import Candidate, LoadedModel, ModelSpec, ModelStats, State
-from ipfs_accelerate_node.inference.placing import Placed, Wanted
 from ipfs_accelerate_node.inference.process import WorkerGone, WorkerProcess
+from ipfs_accelerate_node.inference.wanted import AUTO, EXACT, NARROW, Placed, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class Slot:
         self._load_s = 0.0
         self._phases = Phases()
         self._choice: tuple[Candidate, ...] = ()
+        self._notes: tuple[str, ...] = ()
         self._error: NodeError | None = None  # why there is no worker, while there is none
         self._changed = asyncio.Condition()
 
@@ -132,7 +133,7 @@ class Slot:
             architecture=loaded.architecture,
             pooling=loaded.pooling,
             normalize=loaded.normalize,
-            notes=loaded.notes,
+            notes=(*self._notes, *loaded.notes),
             device_bytes=loaded.device_bytes if worker else 0,
         )
 
@@ -140,13 +141,15 @@ class Slot:
         """Is this what is wanted? None: it is not known yet, for it is still being placed."""
         if wanted == self.wanted:
             return True
-        if wanted.precision != self.wanted.precision:
+        if AUTO not in (wanted.precision, self.wanted.precision) and wanted.precision != self.wanted.precision:
             return False
         if self._placed is None:
             return None
         loaded = self._placed.loaded
         task = wanted.task in (None, loaded.task) if self.wanted.task is None else wanted.task == loaded.task
-        return task and wanted.device in ("auto", loaded.device)
+        # ``auto`` is content with what it might have chosen itself
+        precise = loaded.precision in ((EXACT, NARROW) if wanted.precision == AUTO else (wanted.precision,))
+        return task and precise and wanted.device in (AUTO, loaded.device)
 
     @property
     def unmeasured(self) -> bool:
@@ -303,7 +306,7 @@ class Slot:
             self._placing = None
             self._phases.enter(None)
         self._worker, self._placed, self._error = placed.worker, placed, None
-        self._choice = placed.choice or self._choice
+        self._choice, self._notes = placed.choice or self._choice, placed.notes or self._notes
         self._load_s = time.monotonic() - began
         self._desk.last_used = time.monotonic()
         loaded = placed.loaded

@@ -13,8 +13,9 @@ from typing import Self
 from ipfs_accelerate_node.errors import BadRequest, Conflict
 from ipfs_accelerate_node.inference.memory import proportional_bytes
 from ipfs_accelerate_node.inference.model import ModelSpec
-from ipfs_accelerate_node.inference.placing import Placing, Wanted
+from ipfs_accelerate_node.inference.placing import Placing
 from ipfs_accelerate_node.inference.slot import Limits, Slot
+from ipfs_accelerate_node.inference.wanted import Wanted
 
 log = logging.getLogger(__name__)
 

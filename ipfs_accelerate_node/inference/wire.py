@@ -77,6 +77,12 @@ class Calibrate(msgspec.Struct, tag=True, frozen=True):
     seconds: float
 
 
+class Shown(msgspec.Struct, tag=True, frozen=True):
+    """What engines are compared by, of a sample input, for who loads the model. Answered by Array or Failure."""
+
+    number: int
+
+
 class Cancel(msgspec.Struct, tag=True, frozen=True):
     """Nobody waits for this job any more. Not answered itself."""
 
@@ -204,9 +210,9 @@ class Delta(msgspec.Struct, tag=True, frozen=True):
 
 
 class Array(msgspec.Struct, tag=True, frozen=True):
-    """The payload holds float32, little-endian, row-major."""
+    """The payload holds float32, little-endian, row-major. job: None where who loads the model asked."""
 
-    job: int
+    job: int | None
     shape: tuple[int, ...]
 
 
@@ -229,13 +235,15 @@ class Dropped(msgspec.Struct, tag=True, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A device. total_bytes, free_bytes: None when the runtime does not say."""
+    """A device. total_bytes, free_bytes: None when the runtime does not say. native: of its precisions, those that the
+    hardware computes in."""
 
     device: str
     name: str
     total_bytes: int | None
     free_bytes: int | None
     precisions: tuple[str, ...]
+    native: tuple[str, ...] = ()
 
 
 class DeviceList(msgspec.Struct, tag=True, frozen=True):
@@ -303,7 +311,8 @@ class Answers(msgspec.Struct, tag=True, frozen=True):
 
 
 Request = (
-    Inspect | Load | Infer | Primary | Examples | Calibrate | Cancel | Devices | Imports | Tokenize | Decode
+    Inspect | Load | Infer | Primary | Examples | Calibrate | Shown | Cancel | Devices | Imports | Tokenize
+    | Decode
 )  # fmt: skip
 Reply = (
     Progress | Described | Loaded | Outputs | Array | Samples | Timings | Dropped | DeviceList | Imported

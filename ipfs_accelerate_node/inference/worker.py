@@ -21,6 +21,7 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ipfs_accelerate_node.errors import DeviceUnavailable, NodeError, Unavailable
 from ipfs_accelerate_node.inference import devices, frames, wire
@@ -146,8 +147,9 @@ class Worker:
                 return self._infer(request)
             case wire.Primary():
                 self._between(request.job)
-                values = np.ascontiguousarray(self._held.primary(request.item), dtype="<f4")
-                return wire.Array(request.job, values.shape), values.tobytes()
+                return _array(request.job, self._held.primary(request.item))
+            case wire.Shown():
+                return _array(None, self._held.primary(self._held.processing.example(request.number)))
             case wire.Examples():
                 count = min(request.count, MAX_EXAMPLES)
                 items = [self._held.processing.example(request.first + i) for i in range(count)]
@@ -219,6 +221,11 @@ class Worker:
             if len(samples) > 1 and time.monotonic() > until + request.seconds:
                 break
         return wire.Timings(samples[1:])
+
+
+def _array(job: int | None, values: NDArray[np.float32]) -> tuple[wire.Reply, bytes]:
+    values = np.ascontiguousarray(values, dtype="<f4")
+    return wire.Array(job, values.shape), values.tobytes()
 
 
 def die_with(parent: int) -> None:
