@@ -57,6 +57,7 @@ class Config:
     queue_wait_s: float = 2.0  # a request that would wait longer for its model is refused at once, with a time
     share_identical: bool = True  # identical requests that wait at the same time share one computation
     otlp_endpoint: str | None = None  # $OTEL_EXPORTER_OTLP_ENDPOINT: a collector that spans of requests are sent to
+    precision: str = "auto"  # of models that are loaded without naming one: auto, f32, bf16, f16 or int8
     default_model: str | None = None  # of inference routes that name none; None: the only one that is loaded
     allow_mock: bool = False  # where a model cannot be had, a mock of its task answers, marked as one
 

@@ -223,6 +223,12 @@ def _collector(given: Given, value: object) -> object:
     return value
 
 
+def _precision(given: Given, value: object) -> object:
+    if value not in ("auto", "f32", "bf16", "f16", "int8"):
+        raise given.refused("wants auto, f32, bf16, f16 or int8")
+    return value
+
+
 CHECKS: dict[str, Callable[[Given, object], object]] = {
     "host": _host,
     "port": _within(0, 65535),
@@ -236,6 +242,7 @@ CHECKS: dict[str, Callable[[Given, object], object]] = {
     "quota_bytes": _within(1 << 20, 1 << 62),
     "memory_bytes": _within(1 << 20, 1 << 62),
     "threads": _within(1, 4096),
+    "precision": _precision,
     "hf_upstream": _upstream,
     "hf_redirect_origins": _origins,
     "otlp_endpoint": _collector,

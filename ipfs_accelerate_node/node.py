@@ -116,6 +116,7 @@ class Node:
                 gone=lambda root: self.serving.release(root),
                 queue_wait_s=self.config.queue_wait_s,
                 share_identical=self.config.share_identical,
+                precision=self.config.precision,
             )
         )
         self._group = await stack.enter_async_context(asyncio.TaskGroup())

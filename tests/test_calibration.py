@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,36 @@ def test_a_choice_compares_the_others_to_the_chosen_one() -> None:
         Candidate("openvino:NPU", "f32", None, "no driver"),
         Candidate("openvino:CPU", "f32", 3.0, "measured now"),
     ]
-    best, slower, absent = chosen(candidates, "openvino:CPU")
+    best, slower, absent = chosen(candidates, "openvino:CPU", "f32")
     assert (best.device, best.chosen) == ("openvino:CPU", True)
     assert (slower.device, slower.reason) == ("cpu", "measured now; takes 3.00 × as long as openvino:CPU")
     assert absent == candidates[1]
+    narrow = Candidate("openvino:CPU", "bf16", 1.5, "it agrees")
+    best, same_device, slower, _ = chosen([*candidates, narrow], "openvino:CPU", "bf16")
+    assert (best, [c.chosen for c in (same_device, slower)]) == (replace(narrow, chosen=True), [False, False])
+    assert same_device.reason == "measured now; takes 2.00 × as long as openvino:CPU in bf16"
+
+
+def test_verdicts_are_kept_beside_figures(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    book, narrow = Calibrations(path), key_of("bafy", "embedding", CPU, "bf16")
+    book.note(KEY, [5])
+    assert (book.verdict(narrow), book.judged("bafy")) == (None, False)
+    book.judge(narrow, does=False, reason="smallest cosine 0.9")
+    again = Calibrations(path)
+    found = again.verdict(narrow)
+    assert found is not None
+    assert (found.does, found.reason, again.judged("bafy"), again.judged("bafz")) == (
+        False, "smallest cosine 0.9", True, False,
+    )  # fmt: skip
+    assert again.find(KEY) is not None
+    assert again.verdict(key_of("bafy", "fill-mask", CPU, "bf16")) is None
+
+
+def test_a_file_without_verdicts_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    Calibrations(path).note(KEY, [5])
+    kept = json.loads(path.read_bytes())
+    del kept["verdicts"]
+    path.write_text(json.dumps(kept))
+    assert Calibrations(path).find(KEY) is not None

@@ -28,7 +28,7 @@ _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\
 @click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda:0, openvino:CPU, …; named: used, or it fails."
 )
-@click.option("--precision", help="f32, bf16, f16 or int8 (f32).")
+@click.option("--precision", help="auto, f32, bf16, f16 or int8 (auto: as it is loaded).")
 @click.option("--query", metavar="TEXT", help="Read each INPUT together with this text, which comes first.")
 @click.option("--label", "labels", multiple=True, metavar="TEXT", help="What a picture may show; may be repeated.")
 @click.option("--chat", is_flag=True, help="Each INPUT is what a user says, in the model's own chat format.")

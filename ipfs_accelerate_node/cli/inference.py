@@ -27,7 +27,9 @@ SHOWN_NUMBERS = 4
     "--device", default="auto", show_default=True,
     help="cpu, cuda:0, openvino:CPU, …; a named device is used or the load fails. auto measures and takes the fastest.",
 )  # fmt: skip
-@click.option("--precision", help="f32, bf16, f16 or int8 (f32).")
+@click.option(
+    "--precision", help="auto, f32, bf16, f16 or int8 (auto: bf16 where it was compared with f32 and agrees)."
+)
 @click.option("--task", help="What for; else the model's own first task.")
 @click.option("--as", "alias", type=MODEL_NAME, help="A name to call the loaded model by.")
 @click.option("--keep-alive", type=float, metavar="SECONDS", help="Unload it when idle for so long; -1: never.")

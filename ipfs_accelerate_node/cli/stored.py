@@ -97,10 +97,11 @@ def info(ref: str, daemon: Daemon, as_json: bool) -> None:
 
 
 def _load_rows(loaded: dict[str, Any]) -> list[tuple[str, object]]:
-    """Where it is, and why there."""
+    """Where it is, and why there and so."""
     what = f", {loaded['task']} in {loaded['precision']}" if loaded.get("task") else ""
     state = f"{loaded['state']} on {loaded['device'] or '?'}, {loaded['implementation']}{what}"
-    return [("loaded", state), *(("choice", line) for line in choice_lines(loaded))]
+    notes = (("note", text) for text in loaded.get("notes", ()))
+    return [("loaded", state), *(("choice", line) for line in choice_lines(loaded)), *notes]
 
 
 @click.command()

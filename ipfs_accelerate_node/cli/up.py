@@ -41,6 +41,7 @@ _VALUES = {
     "memory": ("BYTES", "Most that loaded models may take; the one unused for longest makes room (all there is)."),
     "queue_wait_s": ("SECONDS", "Refuse a request that would wait longer for its model (2)."),
     "otlp_endpoint": ("URL", "Send spans of requests to this OpenTelemetry collector ($OTEL_EXPORTER_OTLP_ENDPOINT)."),
+    "precision": ("auto|f32|bf16|f16|int8", "Of models that are loaded without naming one (auto)."),
     "default_model": ("REF", "Model of inference routes that name none (the only one that is loaded)."),
 }
 _LISTS = {

@@ -104,7 +104,7 @@ class Placing:
             return list(self._found[kind])
 
     async def check_device(self, device: str, precision: str | None) -> None:
-        """Raises DeviceUnavailable with the reason: it is not here, or does not compute in that precision; None: any."""
+        """Raises DeviceUnavailable with the reason: not here, or does not compute in that precision (None: any)."""
         if device.startswith("cuda") and (reason := no_gpu()):
             raise DeviceUnavailable(f"device {device} is not available: {reason}", device=device, reason=reason)
         if kind_of(device) == "openvino" and self._cache is None:
