@@ -178,7 +178,7 @@ def test_l6_a_bad_secret_is_not_echoed(home: dict[str, str], tmp_path: Path) -> 
     [
         ("PORT", "many"), ("PORT", ""), ("PORT", "9" * 5000), ("PORT", "١"), ("SHARE", "2"),
         ("STALL_TIMEOUT_S", "1e999"), ("THREADS", "0"), ("QUOTA", "5 parsecs"), ("GATEWAYS", "gateway"),
-        ("KUBO", "http://u:p@h"), ("NO_SUCH", "1"),
+        ("KUBO", "http://u:p@h"), ("NO_SUCH", "1"), ("PRECISION", "f64"),
         ("HOST", "\x1b[31m"), ("CACHE", ""),
     ],
 )  # fmt: skip
