@@ -164,9 +164,11 @@ class Desk:
 
     # -- the worker
 
-    def attach(self, worker: WorkerProcess) -> None:
-        """From now on jobs go to this worker; ``receive`` is to be given what it says."""
+    def attach(self, worker: WorkerProcess, *, together: int = 0) -> None:
+        """From now on jobs go to this worker; ``receive`` is to be given what it says. together: texts that it writes
+        at once."""
         self._worker, self.lost = worker, None
+        self._lanes.at_once = together
         self.pump()
 
     def pump(self) -> None:

@@ -72,6 +72,7 @@ class Lanes:
         self._size = 0
         self.flying: dict[int, Job] = {}
         self.pace = Pace()
+        self.at_once = 0  # requests that wait for nobody: texts that are written together
 
     @property
     def queued(self) -> int:
@@ -91,7 +92,8 @@ class Lanes:
         if count and self.tokens + job.tokens > MAX_QUEUED_TOKENS:
             raise self._overloaded(f"about {self.tokens} tokens are waiting", wait_s)
         if wait_s is not None:
-            if self._wait_s is not None and count >= ALWAYS_QUEUED and wait_s > self._wait_s:
+            always = max(ALWAYS_QUEUED, 2 * self.at_once)
+            if self._wait_s is not None and count >= always and wait_s > self._wait_s:
                 raise self._overloaded(f"{count} requests are waiting, for about {wait_s:.1f} s", wait_s)
             if job.expires is not None and time.monotonic() + wait_s > job.expires:
                 raise self._overloaded(f"it would wait for about {wait_s:.1f} s, longer than its deadline", wait_s)
@@ -102,6 +104,8 @@ class Lanes:
 
     def wait_s(self, job: Job) -> float | None:
         """How long it would wait. Small ones go by turns with large ones, if there are any."""
+        if self.queued + len(self.flying) < self.at_once:
+            return 0.0
         small = self._small.tokens + min(self._small.tokens, self._large.tokens)
         return self.pace.seconds_for(self.tokens if self._lane(job) is self._large else small)
 

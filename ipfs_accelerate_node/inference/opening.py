@@ -14,6 +14,7 @@ from ipfs_accelerate_node.inference.model import PRECISIONS, Vector
 from ipfs_accelerate_node.inference.model_files import ModelFiles, inspect
 from ipfs_accelerate_node.inference.session import Engine, Rowwise, Session
 from ipfs_accelerate_node.inference.tasks import notes_of, processing_for
+from ipfs_accelerate_node.inference.writings import Writes
 
 ROOM_BYTES = 4 << 30  # beyond twice the weights: activations, tokenizer, thread stacks
 
@@ -80,4 +81,5 @@ def _told(session: Session, files: ModelFiles, *, width: int) -> wire.Loaded:
         versions=dict(engine.versions),
         device_bytes=engine.memory_bytes(),
         rowwise=isinstance(session.processing, Rowwise),
+        together=session.processing.sequences(engine).most if isinstance(session.processing, Writes) else 0,
     )

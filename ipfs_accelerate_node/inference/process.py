@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _PACKAGE_PARENT = str(Path(ipfs_accelerate_node.__file__).resolve().parent.parent)
 _END_S = 2.0  # how long a worker that was hung up on may take to end
 _LAST_WORDS_BYTES = 2000
+MEMORY_AGE_S = 1.0
 
 # oneDNN, inside of OpenVINO, keeps kernels of shapes seen before beside those that OpenVINO keeps. By its own limit of
 # 1,024 they come to 150 MB; with none, 120 short shapes in turn take about a tenth longer in bf16.
@@ -94,6 +95,7 @@ class WorkerProcess:
         self._ended: str | None = None  # why nothing comes from it any more; "" is its end
         self.heard = self._loop.time()
         self.pid = process.pid
+        self._memory, self._memory_until = 0, 0.0
 
     @classmethod
     async def start(cls, *, threads: int, kind: str = "torch") -> WorkerProcess:
@@ -128,7 +130,11 @@ class WorkerProcess:
 
     @property
     def memory_bytes(self) -> int:
-        return resident_bytes(self.pid)
+        """Resident size, read at most once a second: every answer says it."""
+        now = self._loop.time()
+        if now >= self._memory_until:
+            self._memory, self._memory_until = resident_bytes(self.pid), now + MEMORY_AGE_S
+        return self._memory
 
     def serve(self, receive: Callable[[wire.Reply, memoryview], None], ended: Callable[[], None]) -> None:
         """From now on answers to jobs go to ``receive``, which may raise WireError for one that is none; ``ended`` is

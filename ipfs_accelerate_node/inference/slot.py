@@ -93,8 +93,20 @@ class Slot:
         self._notes: tuple[str, ...] = ()
         self._error: NodeError | None = None  # why there is no worker, while there is none
         self._changed = asyncio.Condition()
+        self._shown: tuple[tuple[object, ...], LoadedModel] | None = None
 
     def snapshot(self) -> LoadedModel:
+        """As it is now; the same object as long as nothing changes, for every request asks."""
+        worker = self._worker
+        looked = (
+            self.state, self.alias, self.names, self.pinned, self.keep_alive_s, self._load_s, self._choice,
+            self._placed, worker, worker.memory_bytes if worker else 0,
+        )  # fmt: skip
+        if self._shown is None or self._shown[0] != looked:
+            self._shown = looked, self._looked()
+        return self._shown[1]
+
+    def _looked(self) -> LoadedModel:
         loaded, worker = self._placed.loaded if self._placed else None, self._worker
         known = LoadedModel(
             id=self.alias or (self.names[0] if self.names else self.spec.root),
@@ -326,7 +338,7 @@ class Slot:
         assert self._worker is not None
         worker, desk, loop = self._worker, self._desk, asyncio.get_running_loop()
         worker.serve(desk.receive, self._wake.set)
-        desk.attach(worker)
+        desk.attach(worker, together=self._placed.loaded.together if self._placed else 0)
         silence_s = self._limits.silence_s
         while True:
             if not worker.alive:

@@ -159,7 +159,7 @@ class Described(msgspec.Struct, tag=True, frozen=True):
 
 class Loaded(msgspec.Struct, tag=True, frozen=True):
     """device, engine, precision: as read back. width: of its vectors, 0 where it gives none. device_bytes: of a
-    device's own memory. rowwise: jobs share passes."""
+    device's own memory. rowwise: jobs share passes. together: texts that are written at once; 0: none are."""
 
     device: str
     engine: Literal["torch", "openvino"]
@@ -176,6 +176,7 @@ class Loaded(msgspec.Struct, tag=True, frozen=True):
     versions: dict[str, str]
     device_bytes: int
     rowwise: bool = False
+    together: int = 0
 
 
 class VectorHead(msgspec.Struct, tag=True, frozen=True):

@@ -47,8 +47,10 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     return DTYPES[precision]
 
 
-def exact_f32() -> None:
-    """No TF32 nor other short cuts in products of f32, for the whole process."""
+def set_up_arithmetic() -> None:
+    """For the whole process. No TF32 nor other short cuts in products of f32. Attention not by cuDNN, which makes a
+    plan for every new shape: 100 ms for each length of a text, and no two texts are as long."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

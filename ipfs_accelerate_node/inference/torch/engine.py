@@ -16,10 +16,10 @@ from ipfs_accelerate_node.inference.session import Array
 from ipfs_accelerate_node.inference.torch.device import (
     bad_numbers,
     device_errors,
-    exact_f32,
     find_device,
     find_dtype,
     precision_of,
+    set_up_arithmetic,
     versions,
 )
 from ipfs_accelerate_node.inference.torch.encoder import Encoder
@@ -110,7 +110,7 @@ def load(files: ModelFiles, task: str, *, device: str, precision: str) -> TorchE
     files.check_task(task)
     on = find_device(device)
     dtype = find_dtype(precision, on)
-    exact_f32()
+    set_up_arithmetic()
     with torch.inference_mode(), device_errors("loading"):
         if task == "embedding" and files.sentence is not None:
             return _sentence_engine(files, files.sentence, on, dtype)

@@ -98,14 +98,16 @@ class PagedSequences:
             raise InferenceFailed("a text is longer than what it was let in for")
         batch = next(size for size in _BATCHES if size >= len(places))
         columns = self._llama.heads.columns
-        given = np.zeros((batch, 3 + columns), dtype=np.int32)
-        given[:, 2] = np.arange(batch)
+        given = np.zeros(_size(batch, columns), dtype=np.int32)
+        ids, positions, owners, table = _parts(batch, columns)
+        given[owners] = np.arange(batch)
+        tables = given[table].reshape(batch, columns)
         for row, (one, token) in enumerate(zip(held, tokens, strict=True)):
-            given[row, 0], given[row, 1] = token, one.length
-            given[row, 3 : 3 + len(one.pages)] = one.pages
+            given[ids.start + row], given[positions.start + row] = token, one.length
+            tables[row, : len(one.pages)] = one.pages
         with torch.inference_mode(), device_errors("the decoder"), torch.cuda.stream(self._stream):
             recorded = self._recording(batch)
-            recorded.inputs.copy_(torch.from_numpy(_flat(given)), non_blocking=True)
+            recorded.inputs.copy_(torch.from_numpy(given), non_blocking=True)
             recorded.graph.replay()
             for one in held:
                 one.length += 1
@@ -124,9 +126,9 @@ class PagedSequences:
 
     def _record(self, batch: int) -> _Recorded:
         columns = self._llama.heads.columns
-        inputs = torch.zeros(batch * (3 + columns), device=self._llama.device, dtype=torch.int32)
-        ids, positions, owners = inputs[: 3 * batch].view(3, batch)
-        table = inputs[3 * batch :].view(batch, columns)
+        inputs = torch.zeros(_size(batch, columns), device=self._llama.device, dtype=torch.int32)
+        ids, positions, owners, table = (inputs[part] for part in _parts(batch, columns))
+        table = table.view(batch, columns)
         owners.copy_(torch.arange(batch))
         splits = _splits(batch * self._llama.heads.kept)
 
@@ -156,9 +158,16 @@ def paged_sequences(module: Any, *, limit: int) -> PagedSequences | None:
     return sequences
 
 
-def _flat(given: Any) -> Any:
-    """Token, position and owner of each row, then their tables."""
-    return np.concatenate([given[:, :3].T.ravel(), given[:, 3:].ravel()])
+def _parts(batch: int, columns: int) -> tuple[slice, slice, slice, slice]:
+    """Token, position and owner of each row, then their tables; each at a multiple of 16 bytes, for which kernels are
+    compiled."""
+    each = -(-batch // 4) * 4
+    rows = (slice(at, at + batch) for at in (0, each, 2 * each))
+    return *rows, slice(3 * each, 3 * each + batch * columns)  # type: ignore[return-value]
+
+
+def _size(batch: int, columns: int) -> int:
+    return int(_parts(batch, columns)[3].stop)
 
 
 def _splits(programs: int) -> int:
