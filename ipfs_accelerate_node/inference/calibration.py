@@ -174,7 +174,8 @@ def _rank(accelerator: Accelerator) -> int:
 
 
 def chosen(candidates: Sequence[Candidate], device: str, precision: str) -> tuple[Candidate, ...]:
-    """The candidates, the fastest first, with the one that was taken marked and the others compared to it."""
+    """The candidates, the fastest first, with the one that was taken marked and those of other devices compared to it.
+    Precisions of one device were compared with more care, and their reasons say so."""
 
     def taken(one: Candidate) -> bool:
         return (one.device, one.precision) == (device, precision)
@@ -183,7 +184,7 @@ def chosen(candidates: Sequence[Candidate], device: str, precision: str) -> tupl
     marked: list[Candidate] = []
     for candidate in candidates:
         reason = candidate.reason
-        if not taken(candidate) and best and candidate.median_ms is not None:
+        if candidate.device != device and best and candidate.median_ms is not None:
             where = device if candidate.precision == precision else f"{device} in {precision}"
             reason = f"{reason}; takes {candidate.median_ms / best:.2f} × as long as {where}"
         marked.append(replace(candidate, reason=reason, chosen=taken(candidate)))
