@@ -107,6 +107,7 @@ def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = N
     app[METRICS] = Metrics(
         {
             "in_flight": lambda: traffic.in_flight,
+            "body_bytes": lambda: traffic.held_bytes,
             "ready": lambda: float(node.ready and not traffic.draining),
             "store_bytes": lambda: node.store.used_bytes(),
             "models_stored": lambda: len(node.store.models()),

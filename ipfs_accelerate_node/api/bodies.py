@@ -19,6 +19,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ipfs_accelerate_node.api.browser import from_browser
+from ipfs_accelerate_node.api.traffic import HELD
 from ipfs_accelerate_node.content.cid import shown
 from ipfs_accelerate_node.errors import BadRequest, InvalidInput, PayloadTooLarge, UnsupportedMediaType
 
@@ -71,8 +72,10 @@ def check_content_type(request: web.BaseRequest, wanted: str) -> None:
 async def chunks(request: web.BaseRequest, *, limit_bytes: int) -> AsyncIterator[bytes]:
     """The body as it comes, decompressed, at most limit_bytes in all.
 
-    Raises PayloadTooLarge, UnsupportedMediaType for an unknown Content-Encoding, BadRequest (code timeout or bad_body).
+    Raises PayloadTooLarge, UnsupportedMediaType for an unknown Content-Encoding, BadRequest (code timeout or bad_body),
+    Overloaded: there is no room for it beside the bodies of others.
     """
+    held = request.get(HELD)
     if (request.content_length or 0) > limit_bytes:
         raise _too_large(limit_bytes)
     coding = request.headers.get("Content-Encoding", "identity").strip().lower()
@@ -92,6 +95,8 @@ async def chunks(request: web.BaseRequest, *, limit_bytes: int) -> AsyncIterator
         taken += len(chunk)
         if taken > limit_bytes:
             raise _too_large(limit_bytes)
+        if held is not None:
+            held.take(len(chunk))
         yield chunk
 
 

@@ -233,8 +233,8 @@ def _of_model(
 
 ROUTES = (
     Route("GET", "/v2", server, Surface.INFER, Dialect.KSERVE, gives=ServerMetadata),
-    Route("GET", "/v2/health/live", live, Surface.INFER, Dialect.KSERVE, gives=Live),
-    Route("GET", "/v2/health/ready", ready, Surface.INFER, Dialect.KSERVE, gives=Ready),
+    Route("GET", "/v2/health/live", live, Surface.INFER, Dialect.KSERVE, gives=Live, probe=True),
+    Route("GET", "/v2/health/ready", ready, Surface.INFER, Dialect.KSERVE, gives=Ready, probe=True),
     *_of_model("POST", "/infer", infer, InferRequest, InferReply),
     *_of_model("GET", "/ready", model_ready, gives=ModelReady),
     *_of_model("GET", "/config", model_config),

@@ -28,6 +28,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _SHORT = (0.0001, 0.00025, 0.0005, *_SECONDS[:-2])
 _GAUGES = {
     "in_flight": "Requests under way.",
+    "body_bytes": "Bytes of requests' bodies that are held in memory.",
     "ready": "1 while new work is admitted.",
     "store_bytes": "Bytes that stored files take on disk.",
     "models_stored": "Models in the store.",

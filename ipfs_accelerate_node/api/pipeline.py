@@ -24,7 +24,7 @@ from ipfs_accelerate_node.api.deadlines import ARRIVED, note_deadline
 from ipfs_accelerate_node.api.keys import Caller
 from ipfs_accelerate_node.api.metrics import Metrics
 from ipfs_accelerate_node.api.problems import Dialect, error_reply, internal_reply, of_framework
-from ipfs_accelerate_node.api.traffic import Traffic
+from ipfs_accelerate_node.api.traffic import HELD, Traffic
 from ipfs_accelerate_node.errors import NodeError, Unavailable, http_status
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _OWN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 class Route:
     """path: aiohttp's pattern. The surface decides who may; the dialect how failures are spelled. measures: its reply
     tells how fast models are. takes, gives: types of the body and of the reply, for the document that describes the
-    routes; takes_type, content: their media types."""
+    routes; takes_type, content: their media types. probe: answered also while the node stops, as open ones are."""
 
     method: str
     path: str
@@ -50,6 +50,7 @@ class Route:
     gives: object = None
     takes_type: str = "application/json"
     content: str = "application/json"
+    probe: bool = False
 
     @property
     def infers(self) -> bool:
@@ -84,7 +85,7 @@ async def pipeline(request: web.Request, handler: Handler) -> web.StreamResponse
     status = CLIENT_GONE
     try:
         traffic = request.app[TRAFFIC]
-        with traffic.request(), traffic.inference() if route and route.infers else nullcontext():
+        with traffic.request() as request[HELD], traffic.inference() if route and route.infers else nullcontext():
             reply = await _answer(request, handler, route)
             status = reply.status
             return reply
@@ -128,7 +129,7 @@ def _admit(request: web.Request, route: Route | None) -> None:
     app[ORIGINS].check(request)
     if route is None:
         return
-    if app[TRAFFIC].draining and route.surface not in (Surface.OPEN, Surface.METRICS):
+    if app[TRAFFIC].draining and not route.probe and route.surface not in (Surface.OPEN, Surface.METRICS):
         raise Unavailable("the node is stopping", code="shutting_down", retry_after_s=5)
     request[CALLER] = app[GATE].admit(request, route.surface)
 

@@ -8,13 +8,40 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from aiohttp import web
+
+from ipfs_accelerate_node.errors import Overloaded
+
+MAX_HELD_BYTES = 512 << 20  # of bodies in memory, of all requests under way
+
 T = TypeVar("T")
 
 
+class Held:
+    """What one request holds of the room that there is for bodies."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
+        self.size_bytes = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Raises Overloaded: others hold so much that there is no room for more; a request alone always has room."""
+        held = self._traffic.held_bytes
+        if held + size_bytes > MAX_HELD_BYTES and held > self.size_bytes:
+            raise Overloaded(f"bodies of {held >> 20} MiB are being read", retry_after_s=1.0)
+        self.size_bytes += size_bytes
+        self._traffic.held_bytes += size_bytes
+
+
+HELD: web.RequestKey[Held] = web.RequestKey("held", Held)
+
+
 class Traffic:
-    """Requests under way. Once draining, no new work is admitted and every told listener ends what has no end."""
+    """Requests under way. Once draining, no new work is admitted and every told listener ends what has no end.
+    held_bytes: of bodies that are in memory."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.held_bytes = 0
         self.draining = False
         self._clock = clock
         self._inferring = 0
@@ -26,12 +53,14 @@ class Traffic:
         self._listeners: list[Callable[[], None]] = []
 
     @contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self) -> Iterator[Held]:
+        held = Held(self)
         self.in_flight += 1
         self._idle.clear()
         try:
-            yield
+            yield held
         finally:
+            self.held_bytes -= held.size_bytes
             self.in_flight -= 1
             if self.in_flight == 0:
                 self._idle.set()

@@ -20,7 +20,7 @@ from ipfs_accelerate_node.api.tracing import TRACING, NoTracing
 from ipfs_accelerate_node.api.traffic import Traffic
 from ipfs_accelerate_node.config import Config
 
-GAUGES = ("in_flight", "ready", "store_bytes", "models_stored", "models_loaded")
+GAUGES = ("in_flight", "body_bytes", "ready", "store_bytes", "models_stored", "models_loaded")
 
 
 @dataclass(frozen=True, slots=True)
