@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ipfs_accelerate_node.errors import NotFound, Unavailable
-from ipfs_accelerate_node.inference.model import LoadedModel, ModelSpec, Text
+from ipfs_accelerate_node.inference.memory import resident_bytes
+from ipfs_accelerate_node.inference.model import Ids, LoadedModel, ModelSpec, Text
 from ipfs_accelerate_node.inference.registry import Registry
 from tests.support.models import tiny_model
 from tests.support.workers import at_work, ended, gone, registry_in_its_task, tree_bytes
@@ -117,3 +119,50 @@ async def test_ten_rounds_give_all_memory_back(directory: Path, figure: Callable
         after = tree_bytes(os.getpid())
         figure(f"ten rounds of load and unload: {before >> 20} MiB before, {after >> 20} MiB after")
         assert after <= 1.05 * before
+
+
+def unlike_requests(seed: int) -> Iterator[list[Ids]]:
+    """10,000 requests, no two with the same number of rows and the same longest row, in no order."""
+    draw = random.Random(seed)
+    shapes = [(rows, longest) for rows in range(1, 21) for longest in range(3, 503)]
+    draw.shuffle(shapes)
+    for rows, longest in shapes:
+        lengths = [longest, *(draw.randint(2, longest) for _ in range(rows - 1))]
+        yield [Ids(tuple(draw.randrange(4, 60) for _ in range(length))) for length in lengths]
+
+
+async def bytes_after(registry: Registry, model: LoadedModel, marks: tuple[int, int]) -> list[int]:
+    """What the worker takes after so many requests, four at a time."""
+    requests, taken, done = unlike_requests(5), list[int](), 0
+
+    async def ask() -> None:
+        nonlocal done
+        for items in requests:
+            outputs = (await registry.infer(model, items)).outputs
+            assert len(outputs) == len(items)
+            done += 1
+            if done in marks:
+                taken.append(resident_bytes(model.pid or 0))
+            if done >= marks[-1]:
+                return
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(ask())
+    return taken
+
+
+@pytest.mark.parametrize(
+    "marks", [(500, 1000), pytest.param((1000, 10_000), marks=[pytest.mark.full, pytest.mark.timeout(1800)])]
+)
+async def test_memory_is_flat_over_requests_of_unlike_shapes(
+    tmp_path: Path, marks: tuple[int, int], figure: Callable[[str], None]
+) -> None:
+    """Kernels that OpenVINO makes for a shape are few and bounded, for the batcher makes few shapes of many."""
+    path = tiny_model(tmp_path / "long", max_position_embeddings=512)
+    async with registry_in_its_task(cache=tmp_path, queue_wait_s=60.0) as registry:
+        model = await registry.load(spec("shapes", path), device="openvino:CPU", precision="f32")
+        early, late = await bytes_after(registry, model, marks)
+        shown = [f"{bytes_ >> 20} MiB after {count:,}" for bytes_, count in zip((early, late), marks, strict=True)]
+        figure(f"requests of unlike shapes: {', '.join(shown)}")
+        assert late <= 1.1 * early
