@@ -298,7 +298,8 @@ def ts5(field: Field) -> list[Line]:
 
 
 def _nearness(bed: Bed, texts: list[str], one: Server, exact: Server | None) -> dict[str, Any]:
-    """Over the texts of the load, words without sense that nothing was calibrated with; and what the conversion found over its own."""
+    """Over the texts of the load, words without sense that nothing was calibrated with; and what the conversion found
+    over its own."""
     found: dict[str, Any] = {}
     if exact is not None:
         near, right = one.vectors(bed, texts), exact.vectors(bed, texts)
