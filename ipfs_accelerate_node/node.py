@@ -54,6 +54,8 @@ from ipfs_accelerate_node.inference.registry import Registry
 from ipfs_accelerate_node.inference.serving import Serving
 from ipfs_accelerate_node.kubo.choice import service_for
 from ipfs_accelerate_node.peers.network import Peers
+from ipfs_accelerate_node.pinning.service import PinningService
+from ipfs_accelerate_node.pinning.shelf import RequestShelf
 from ipfs_accelerate_node.records.key import NodeKey
 from ipfs_accelerate_node.sources.hub_names import HubRepo
 from ipfs_accelerate_node.store import GcReport, Provenance, Store, StoredModel, VerifyReport
@@ -78,12 +80,15 @@ class Node:
         async with AsyncExitStack() as stack:
             self.store = await asyncio.to_thread(Store.open, self.config.cache, quota_bytes=self.config.quota_bytes)
             stack.callback(self.store.close)
+            self._requests = await asyncio.to_thread(RequestShelf, self.config.cache)
+            stack.callback(self._requests.close)
             self.key = await asyncio.to_thread(NodeKey.load_or_create, self.config.cache / "node.key")
             self.kubo = await stack.enter_async_context(service_for(self.config, self.key.seed))
             await self._meet_peers(stack)
             await self._run_models(stack)
             self._fetch_by_cid()
             await self._speak_hub()
+            await self.pinning.resume()
             self._exit = stack.pop_all()
         self.ready = True
         log.info("node.start cache=%s peer=%s version=%s", self.config.cache, self.key.peer_id, __version__)
@@ -146,6 +151,9 @@ class Node:
             by_peer_id=self.peers.source if tunnels else None,
         )
         self._pins.origins.peers = self.exchange.book
+        self.pinning = PinningService(
+            self.config, self.store, self._requests, self._pins, self.kubo, self._group, stored=self.catalogue.meant
+        )
 
     async def _speak_hub(self) -> None:
         """What is known of the Hub's commits, its protocol, and its clients' cache."""
@@ -174,6 +182,7 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.ready = False
+        self.pinning.stop()
         self._pins.close()
         self.hub.close()
         self.serving.close()
@@ -261,7 +270,9 @@ class Node:
 
     def start_pin(self, ref: str, wish: Wish) -> PinJob:
         """Starts fetching; the returned job is watched with `updates`."""
-        return self._pins.start(ref, self.catalogue.meant, wish)
+        job = self._pins.start(ref, self.catalogue.meant, wish)
+        self.pinning.note_own(job)
+        return job
 
     async def plan(self, ref: str, *, choice: Choice = ALL_FILES, source: str | None = None) -> Survey:
         """What a pin of the same would fetch, from whom, and what it needs."""

@@ -28,6 +28,7 @@ class Surface(enum.Enum):
     CONTENT = ("peer or hub", True)  # a path that is SHARE's or HUB's: its handler finds out, and asks again for that
     HUB = ("hub", True)  # the Hub's protocol: the bearer is the caller's Hugging Face token, never a key of ours
     METRICS = ("metrics", True)
+    PIN = ("pin", False)  # the Pinning Service API: what is kept here on somebody's request
     STATE = ("admin", False)  # changes state, or names a local path
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from ipfs_accelerate_node.api import kserve_wire, openai_wire, pipeline, tei_wire
+from ipfs_accelerate_node.api import kserve_wire, openai_wire, pinning_service, pipeline, tei_wire
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.context import CONFIG
 from ipfs_accelerate_node.api.pipeline import Route
@@ -45,8 +45,15 @@ _ERRORS: dict[Dialect, type[msgspec.Struct]] = {
     Dialect.OPENAI: openai_wire.ErrorReply,
     Dialect.TEI: tei_wire.ErrorReply,
     Dialect.KSERVE: kserve_wire.ErrorReply,
+    Dialect.PINNING: pinning_service.FailureReply,
 }
-_TAGS = {Dialect.NATIVE: "native", Dialect.OPENAI: "openai", Dialect.TEI: "inference", Dialect.KSERVE: "kserve"}
+_TAGS = {
+    Dialect.NATIVE: "native",
+    Dialect.OPENAI: "openai",
+    Dialect.TEI: "inference",
+    Dialect.KSERVE: "kserve",
+    Dialect.PINNING: "pinning",
+}
 
 
 async def show(request: web.Request) -> web.Response:

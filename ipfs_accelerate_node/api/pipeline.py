@@ -162,6 +162,8 @@ def _dialect(path: str) -> Dialect:
     """Of a path that no route has."""
     if path.startswith("/v1/"):
         return Dialect.OPENAI
+    if path.startswith("/api/v1/"):
+        return Dialect.PINNING
     return Dialect.KSERVE if path.startswith("/v2/") else Dialect.NATIVE
 
 

@@ -3,7 +3,8 @@
 Status and code come from the error's class (one table, `errors.HTTP_STATUS`). OpenAI clients expect 400 where the
 values of a well-formed body are wrong, and read ``error.message``; older relatives read the same fields at top level.
 Text-embeddings-inference says 424 for what its model cannot do, and names the kind of a failure in ``error_type``;
-KServe has nothing but ``error``, a text.
+KServe has nothing but ``error``, a text. The Pinning Service API has a ``reason`` and 400 or 409 for what others tell
+apart.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from ipfs_accelerate_node.errors import (
     NodeError,
     NotFound,
     PayloadTooLarge,
+    QuotaExceeded,
     http_status,
     problem,
 )
 
 _OPENAI_TYPE = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_PINNING_REASON = {400: "BAD_REQUEST", 401: "UNAUTHORIZED", 404: "NOT_FOUND"}
 _ABOUT_MODEL = ("model_not_found", "invalid_reference", "invalid_cid", "invalid_path")
 INTERNAL = "internal_error"
 
@@ -38,6 +41,7 @@ class Dialect(enum.Enum):
     OPENAI = "openai"
     TEI = "tei"
     KSERVE = "kserve"
+    PINNING = "pinning"
 
 
 def error_reply(error: NodeError, dialect: Dialect) -> web.Response:
@@ -66,6 +70,8 @@ def failure(error: NodeError, dialect: Dialect) -> tuple[int, dict[str, object]]
             return _tei(error, status)
         case Dialect.KSERVE:
             return 400 if isinstance(error, InvalidInput) else status, {"error": str(error), "code": error.code}
+        case Dialect.PINNING:
+            return _pinning(error, status)
 
 
 def internal_reply(request_id: str, dialect: Dialect) -> web.Response:
@@ -117,6 +123,18 @@ def _tei(error: NodeError, status: int) -> tuple[int, dict[str, object]]:
         kind = "Unhealthy" if status >= 500 else "Validation"
     extra = {k: v for k, v in error.detail.items() if k in ("param", "index") and v is not None}
     return status, {"error": str(error), "error_type": kind, "code": error.code, **extra}
+
+
+def _pinning(error: NodeError, status: int) -> tuple[int, dict[str, object]]:
+    if isinstance(error, QuotaExceeded):
+        status, reason = 409, "INSUFFICIENT_FUNDS"
+    elif status in _PINNING_REASON:
+        reason = _PINNING_REASON[status]
+    elif isinstance(error, BadRequest) and status in (413, 415, 422):
+        status, reason = 400, "BAD_REQUEST"
+    else:
+        reason = "INTERNAL_SERVER_ERROR" if status >= 500 else error.code.upper()
+    return status, {"error": {"reason": reason, "details": str(error)}}
 
 
 def _reply(body: dict[str, object], status: int, content_type: str) -> web.Response:
