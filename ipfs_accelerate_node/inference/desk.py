@@ -72,9 +72,9 @@ class Desk:
         else:
             self._take(job)
         caller = job.join()
-        if shared is None:
-            self.pump()
         try:
+            if shared is None:
+                self.pump()
             if job.expires is None:
                 return await caller
             async with asyncio.timeout(max(0.0, job.expires - time.monotonic())):
@@ -102,7 +102,7 @@ class Desk:
             if not asking.done():
                 asking.cancel()
                 await asyncio.wait({asking})
-            elif not asking.cancelled():
+            if not asking.cancelled():
                 asking.exception()
 
     def _take(self, job: Job) -> None:
@@ -164,11 +164,11 @@ class Desk:
 
     # -- the worker
 
-    def attach(self, worker: WorkerProcess, *, together: int = 0) -> None:
-        """From now on jobs go to this worker; ``receive`` is to be given what it says. together: texts that it writes
-        at once."""
+    def attach(self, worker: WorkerProcess, loaded: wire.Loaded) -> None:
+        """From now on jobs go to this worker; ``receive`` is to be given what it says."""
         self._worker, self.lost = worker, None
-        self._lanes.at_once = together
+        self._lanes.at_once = loaded.together
+        self._lanes.pace.pass_tokens = loaded.pass_tokens
         self.pump()
 
     def pump(self) -> None:

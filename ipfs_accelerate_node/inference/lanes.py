@@ -29,15 +29,19 @@ class Pace:
     """How fast a model has been lately, in the tokens by which requests are judged before they are tokenized."""
 
     _KEPT = 0.9  # of what was known before, with every new figure
+    _MOST_GAINED = 8.0
 
     def __init__(self) -> None:
         self._tokens = self._seconds = 0.0
+        self._largest = 0.0  # tokens that lately went through together
+        self.pass_tokens = 0  # that can
         self._judged = self._real = 0.0
 
     def passed(self, tokens: int, seconds: float) -> None:
         """So many real ones took so long."""
         self._tokens = self._tokens * self._KEPT + tokens
         self._seconds = self._seconds * self._KEPT + seconds
+        self._largest = max(self._largest * self._KEPT, tokens)
 
     def was(self, judged: int, real: int) -> None:
         self._judged = self._judged * self._KEPT + judged
@@ -49,11 +53,13 @@ class Pace:
         return self._tokens / self._seconds if self._seconds else 0.0
 
     def seconds_for(self, judged: int) -> float | None:
-        """How long so many take; None while unknown."""
+        """How long so many take; None while unknown. A few tokens at a time say little of how fast many go together: a
+        crowd that comes after single requests is judged by less than those took."""
         if not self._tokens:
             return None
         real = judged * self._real / self._judged if self._judged else judged
-        return real * self._seconds / self._tokens
+        gained = max(1.0, min(self._MOST_GAINED, min(real, self.pass_tokens) / self._largest))
+        return real * self._seconds / self._tokens / gained
 
 
 class _Lane:

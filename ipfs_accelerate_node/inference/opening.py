@@ -12,7 +12,7 @@ from ipfs_accelerate_node.inference.devices import Kind, kind_of
 from ipfs_accelerate_node.inference.memory import available_bytes, data_bytes
 from ipfs_accelerate_node.inference.model import PRECISIONS, Vector
 from ipfs_accelerate_node.inference.model_files import ModelFiles, inspect
-from ipfs_accelerate_node.inference.session import Engine, Rowwise, Session
+from ipfs_accelerate_node.inference.session import Engine, Rowwise, Session, passes_of
 from ipfs_accelerate_node.inference.tasks import notes_of, processing_for
 from ipfs_accelerate_node.inference.writings import Writes
 
@@ -64,7 +64,7 @@ def _engine(request: wire.Load, kind: Kind, threads: int, files: ModelFiles, tas
 
 
 def _told(session: Session, files: ModelFiles, *, width: int) -> wire.Loaded:
-    engine, sentence = session.engine, files.sentence
+    engine, sentence, processing = session.engine, files.sentence, session.processing
     return wire.Loaded(
         device=engine.device,
         engine="openvino" if engine.engine == "openvino" else "torch",
@@ -80,6 +80,7 @@ def _told(session: Session, files: ModelFiles, *, width: int) -> wire.Loaded:
         notes=files.notes + notes_of(session.processing) + engine.notes,
         versions=dict(engine.versions),
         device_bytes=engine.memory_bytes(),
-        rowwise=isinstance(session.processing, Rowwise),
-        together=session.processing.sequences(engine).most if isinstance(session.processing, Writes) else 0,
+        rowwise=isinstance(processing, Rowwise),
+        together=processing.sequences(engine).most if isinstance(processing, Writes) else 0,
+        pass_tokens=processing.passes(passes_of(engine)).tokens if isinstance(processing, Rowwise) else 0,
     )

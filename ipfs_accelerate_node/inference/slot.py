@@ -338,7 +338,8 @@ class Slot:
         assert self._worker is not None
         worker, desk, loop = self._worker, self._desk, asyncio.get_running_loop()
         worker.serve(desk.receive, self._wake.set)
-        desk.attach(worker, together=self._placed.loaded.together if self._placed else 0)
+        if self._placed is not None:
+            desk.attach(worker, self._placed.loaded)
         silence_s = self._limits.silence_s
         while True:
             if not worker.alive:

@@ -6,6 +6,7 @@ is asked one after the other. Times are those of the monotonic clock, which all 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import msgspec
@@ -159,7 +160,8 @@ class Described(msgspec.Struct, tag=True, frozen=True):
 
 class Loaded(msgspec.Struct, tag=True, frozen=True):
     """device, engine, precision: as read back. width: of its vectors, 0 where it gives none. device_bytes: of a
-    device's own memory. rowwise: jobs share passes. together: texts that are written at once; 0: none are."""
+    device's own memory. rowwise: jobs share passes. together: texts that are written at once; 0: none are.
+    pass_tokens: that may go through together."""
 
     device: str
     engine: Literal["torch", "openvino"]
@@ -177,6 +179,7 @@ class Loaded(msgspec.Struct, tag=True, frozen=True):
     device_bytes: int
     rowwise: bool = False
     together: int = 0
+    pass_tokens: int = 0
 
 
 class VectorHead(msgspec.Struct, tag=True, frozen=True):
@@ -187,7 +190,20 @@ class VectorHead(msgspec.Struct, tag=True, frozen=True):
     truncated: bool
 
 
-Head = VectorHead | Scores | Entities | Fills | Generated
+class TensorHead(msgspec.Struct, tag=True, frozen=True):
+    """A Tensor, likewise, row-major."""
+
+    shape: tuple[int, ...]
+    tokens_in: int
+    truncated: bool
+
+    @property
+    def width(self) -> int:
+        """How many numbers it has; 0 for a shape that is none."""
+        return math.prod(self.shape) if self.shape and min(self.shape) > 0 else 0
+
+
+Head = VectorHead | TensorHead | Scores | Entities | Fills | Generated
 
 
 class Outputs(msgspec.Struct, tag=True, frozen=True):
@@ -200,7 +216,8 @@ class Outputs(msgspec.Struct, tag=True, frozen=True):
 
 class Delta(msgspec.Struct, tag=True, frozen=True):
     """What was added to the answer for item ``index``. text: whole characters only, and nothing that might yet turn out
-    to be the beginning of a stop text. finish, tokens_in: with the last one of an item."""
+    to be the beginning of a stop text. finish, tokens_in, tokens_out: with the last one of an item; tokens_out: of its
+    whole answer, which may be fewer than were told, where a stop text began in them."""
 
     job: int
     index: int
@@ -208,6 +225,7 @@ class Delta(msgspec.Struct, tag=True, frozen=True):
     ids: tuple[int, ...] = ()
     finish: Literal["stop", "length"] | None = None
     tokens_in: int = 0
+    tokens_out: int = 0
 
 
 class Array(msgspec.Struct, tag=True, frozen=True):
