@@ -110,8 +110,8 @@ async def test_it_is_told_while_it_is_written(registry: Registry, model: LoadedM
 
 
 async def test_many_at_once_are_what_each_is_alone(registry: Registry, model: LoadedModel) -> None:
-    prompts = [f"story number {number} of {'many ' * (number % 5)}" for number in range(40)]
-    options = [Options(max_new_tokens=3 + 7 * (number % 6)) for number in range(40)]
+    prompts = [f"story number {number} of {'many ' * (number % 5)}" for number in range(20)]
+    options = [Options(max_new_tokens=3 + 7 * (number % 6)) for number in range(20)]
     alone = [await written(registry, model, Text(p), o) for p, o in zip(prompts[:10], options, strict=False)]
     before = stats(registry)
     async with asyncio.TaskGroup() as group:
@@ -140,10 +140,10 @@ async def test_who_leaves_takes_the_writing_along(registry: Registry, model: Loa
                 break
 
     async with asyncio.TaskGroup() as group:
-        for number in range(30):
+        for number in range(20):
             group.create_task(leave_early(number))
     await until(lambda: at_rest(registry))
-    assert stats(registry).dropped == before + 30
+    assert stats(registry).dropped == before + 20
     assert (await written(registry, model, Text("after"), Options(max_new_tokens=3))).finish == "length"
 
 
