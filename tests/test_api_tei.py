@@ -54,9 +54,19 @@ async def test_options_of_vectors(here: Running) -> None:
     refused = await post(here, "/embed", {"inputs": "cat " * 100, "truncate": False}, status=422)
     assert refused["error_type"] == "Validation"
     assert (await post(here, "/embed", {"inputs": "a", "truncation_direction": "right"}))[0]
-    assert (await post(here, "/embed", {"inputs": "a", "truncation_direction": "Left"}, status=422))["param"] == (
-        "truncation_direction"
-    )
+
+
+async def test_either_end_of_a_text_is_cut(here: Running) -> None:
+    """The model takes 40 tokens, of them two around the text."""
+    text, kept = "cat " * 50 + "mat " * 30, {"Left": "cat " * 8 + "mat " * 30, "Right": "cat " * 38}
+    for direction, left in kept.items():
+        for path in ("/embed", "/embed_all"):
+            cut = await post(here, path, {"inputs": text, "truncation_direction": direction})
+            assert np.allclose(cut, await post(here, path, {"inputs": left}), atol=1e-6)
+    ids = [56] * 50 + [57] * 30
+    for direction, own in (("left", ids[-40:]), ("right", ids[:40])):
+        cut = await post(here, "/embed", {"inputs": ids, "truncation_direction": direction})
+        assert np.allclose(cut, await post(here, "/embed", {"inputs": own}), atol=1e-6)
 
 
 async def test_every_reply_says_what_ran_and_how_long(here: Running) -> None:

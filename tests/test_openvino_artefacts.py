@@ -82,7 +82,7 @@ async def test_callers_share_one_conversion(made: Path, kept: Path) -> None:
     found = check_artefact(made)
     assert (found.root, found.form, found.weights, found.gate) == (ROOT, "embedding", "f32", None)
     assert found.key == made.name == artefact_key(ROOT, "embedding", "f32", versions_of("f32"))
-    assert [(graph.name, graph.outputs) for graph in found.graphs] == [("vectors", ("vectors", "pooled"))]
+    assert [(graph.name, graph.outputs) for graph in found.graphs] == [("vectors", ("vectors", "pooled", "hidden"))]
 
 
 async def test_what_is_there_is_not_converted_again(made: Path, model: Path, kept: Path) -> None:

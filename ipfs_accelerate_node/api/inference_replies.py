@@ -16,8 +16,19 @@ from ipfs_accelerate_node.errors import InvalidInput, PayloadTooLarge
 from ipfs_accelerate_node.inference import Embeddings, Inferred, LoadedModel
 
 Mark = Literal["MOCK"] | msgspec.UnsetType
+MAX_JSON_VALUES = 1 << 22  # more numbers than this are 80 MiB of text
 INLINE_VALUES = 1 << 16  # more numbers than this are encoded in a thread
 REAL_OR_MOCK = "X-Implementation"
+
+
+def check_json(values: int) -> None:
+    """Raises PayloadTooLarge: so many numbers are not written as text."""
+    if values > MAX_JSON_VALUES:
+        raise PayloadTooLarge(
+            f"{values:,} numbers are not written as JSON, at most {MAX_JSON_VALUES:,} are: send fewer inputs, or "
+            "ask by KServe's protocol for binary data",
+            param="inputs",
+        )
 
 
 def mark_of(model: LoadedModel) -> Mark:

@@ -40,6 +40,7 @@ from ipfs_accelerate_node.inference.model import (
     Message,
     Pair,
     Scores,
+    Tensor,
     Text,
     Vector,
 )
@@ -195,6 +196,8 @@ def output_json(output: Output) -> dict[str, Any]:
         case Vector(values=values):
             shown = {"vector": values.tolist()}
             numbers = shown["vector"]
+        case Tensor(values=values):
+            shown, numbers = {"tensor": values.tolist()}, values.ravel().tolist()
         case Scores(items=scores):
             shown, numbers = {"scores": msgspec.to_builtins(scores)}, [one.score for one in scores]
         case Entities(items=entities):

@@ -23,7 +23,7 @@ from ipfs_accelerate_node.api.pipeline import Route
 from ipfs_accelerate_node.api.problems import Dialect
 from ipfs_accelerate_node.errors import InvalidInput
 from ipfs_accelerate_node.inference import Inferred, Options
-from ipfs_accelerate_node.inference.model import Pair, Scores
+from ipfs_accelerate_node.inference.model import CutAt, Pair, Scores
 
 
 async def rerank(request: web.Request) -> web.Response:
@@ -47,13 +47,14 @@ async def relevances(
     param: str,
     truncate: bool,
     raw_scores: bool = False,
+    cut_at: CutAt = None,
 ) -> Inferred:
     """A score for each text, in their order. param: the field that holds the texts."""
     if not texts:
         raise InvalidInput(f"{param} has no item", param=param, code="empty_input")
     if not query or "\0" in query:
         raise InvalidInput("query must be a text, not empty and without NUL", param="query")
-    options = Options(truncate=truncate, raw_scores=raw_scores)
+    options = Options(truncate=truncate, raw_scores=raw_scores, cut_at=cut_at)
     with inputs_called(param):
         return await asking.infer(request, ref, [Pair(query, text) for text in texts], options, task="rerank")
 

@@ -14,13 +14,15 @@ from ipfs_accelerate_node.api import asking
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.asked_model import named_or_default
 from ipfs_accelerate_node.api.bodies import read_json
-from ipfs_accelerate_node.api.inference_replies import inputs_called, mark_of, model_reply
+from ipfs_accelerate_node.api.inference_replies import check_json, inputs_called, mark_of, model_reply
 from ipfs_accelerate_node.api.openai_embeddings import vectors_of
 from ipfs_accelerate_node.api.openai_inputs import text_or_tokens
 from ipfs_accelerate_node.api.openai_rerank import ranked, relevances
 from ipfs_accelerate_node.api.pipeline import Route
 from ipfs_accelerate_node.api.problems import Dialect
 from ipfs_accelerate_node.api.tei_wire import (
+    Direction,
+    EmbedAllRequest,
     EmbedRequest,
     Prediction,
     PredictRequest,
@@ -28,11 +30,12 @@ from ipfs_accelerate_node.api.tei_wire import (
     RerankRequest,
     SimilarityParameters,
     SimilarityRequest,
+    TokenVectors,
     Vectors,
 )
 from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput, ModelUnsupported
 from ipfs_accelerate_node.inference import Embeddings, Inferred, Item, Options
-from ipfs_accelerate_node.inference.model import Ids, Pair, Scores, Text
+from ipfs_accelerate_node.inference.model import CutAt, Ids, Pair, Scores, Tensor, Text
 
 EMBED, PREDICT, RERANK = "embedding", "text-classification", "rerank"
 
@@ -40,6 +43,11 @@ EMBED, PREDICT, RERANK = "embedding", "text-classification", "rerank"
 async def embed(request: web.Request) -> web.Response:
     body = await read_json(request, EmbedRequest)
     return await embedded(request, await named_or_default(request, [EMBED]), body)
+
+
+async def embed_all(request: web.Request) -> web.Response:
+    body = await read_json(request, EmbedAllRequest)
+    return await token_vectors(request, await named_or_default(request, [EMBED]), body)
 
 
 async def predict(request: web.Request) -> web.Response:
@@ -66,7 +74,6 @@ async def embed_sparse(request: web.Request) -> web.Response:
 
 async def embedded(request: web.Request, ref: str, body: EmbedRequest) -> web.Response:
     began = time.perf_counter()
-    _check_direction(body.truncation_direction)
     _check_not_empty(body.inputs)
     inputs = text_or_tokens(body.inputs, "inputs")
     options = Options(
@@ -74,6 +81,7 @@ async def embedded(request: web.Request, ref: str, body: EmbedRequest) -> web.Re
         dimensions=body.dimensions,
         truncate=body.truncate is not False,
         prompt_name=body.prompt_name,
+        cut_at=cut_at(body.truncation_direction),
     )
     result = await _vectors(request, ref, inputs, options)
     return await model_reply(
@@ -86,16 +94,45 @@ async def embedded(request: web.Request, ref: str, body: EmbedRequest) -> web.Re
     )
 
 
+async def token_vectors(request: web.Request, ref: str, body: EmbedAllRequest) -> web.Response:
+    """The vectors of single tokens, special ones included, as the model's transformer gives them: not pooled."""
+    began = time.perf_counter()
+    _check_not_empty(body.inputs)
+    inputs = text_or_tokens(body.inputs, "inputs")
+    options = Options(
+        truncate=body.truncate is not False,
+        prompt_name=body.prompt_name,
+        cut_at=cut_at(body.truncation_direction),
+        output="hidden",
+    )
+    done = await _embedded(request, ref, inputs, options)
+    found = [output.values for output in done.outputs if isinstance(output, Tensor)]
+    size = sum(values.size for values in found)
+    check_json(size)
+    return await model_reply(
+        request,
+        done,
+        lambda: b"[%b]" % b",".join(msgspec.json.encode(values.tolist()) for values in found),
+        began=began,
+        characters=sum(len(one) for one in inputs if isinstance(one, str)),
+        size=size,
+    )
+
+
 async def _vectors(request: web.Request, ref: str, inputs: Sequence[str | list[int]], options: Options) -> Embeddings:
+    result = vectors_of(await _embedded(request, ref, inputs, options))
+    if not np.isfinite(result.vectors).all():
+        raise InferenceFailed("the model gave a vector that is not finite")
+    return result
+
+
+async def _embedded(request: web.Request, ref: str, inputs: Sequence[str | list[int]], options: Options) -> Inferred:
     items: list[Item] = [Text(one) if isinstance(one, str) else Ids(tuple(one)) for one in inputs]
     with inputs_called("inputs"):
         done = await asking.infer(request, ref, items, options, task=EMBED)
     if options.prompt_name is not None and done.model.implementation == "MOCK":
         raise InvalidInput("a mock has no named prompts", param="prompt_name")
-    result = vectors_of(done)
-    if not np.isfinite(result.vectors).all():
-        raise InferenceFailed("the model gave a vector that is not finite")
-    return result
+    return done
 
 
 def _rows(result: Embeddings) -> bytes:
@@ -104,9 +141,12 @@ def _rows(result: Embeddings) -> bytes:
 
 async def predicted(request: web.Request, ref: str, body: PredictRequest) -> web.Response:
     began = time.perf_counter()
-    _check_direction(body.truncation_direction)
     items, single = _sequences(body.inputs)
-    options = Options(truncate=body.truncate is not False, raw_scores=bool(body.raw_scores))
+    options = Options(
+        truncate=body.truncate is not False,
+        raw_scores=bool(body.raw_scores),
+        cut_at=cut_at(body.truncation_direction),
+    )
     with inputs_called("inputs"):
         done = await asking.infer(request, ref, items, options, task=PREDICT)
 
@@ -148,7 +188,6 @@ def _sequence(value: object, index: int | None) -> Text | Pair:
 
 async def reranked(request: web.Request, ref: str, body: RerankRequest) -> web.Response:
     began = time.perf_counter()
-    _check_direction(body.truncation_direction)
     done = await relevances(
         request,
         ref,
@@ -157,6 +196,7 @@ async def reranked(request: web.Request, ref: str, body: RerankRequest) -> web.R
         param="texts",
         truncate=body.truncate is not False,
         raw_scores=bool(body.raw_scores),
+        cut_at=cut_at(body.truncation_direction),
     )
 
     def encoded() -> bytes:
@@ -181,19 +221,23 @@ async def compared(request: web.Request, ref: str, body: SimilarityRequest) -> w
     """Cosines of the source sentence with each of the others."""
     began = time.perf_counter()
     parameters = body.parameters or SimilarityParameters()
-    _check_direction(parameters.truncation_direction)
     if not body.inputs.sentences:
         raise InvalidInput("sentences has no item", param="inputs", code="empty_input")
-    options = Options(normalize=True, truncate=parameters.truncate is not False, prompt_name=parameters.prompt_name)
+    options = Options(
+        normalize=True,
+        truncate=parameters.truncate is not False,
+        prompt_name=parameters.prompt_name,
+        cut_at=cut_at(parameters.truncation_direction),
+    )
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     result = await _vectors(request, ref, texts, options)
     encode: Callable[[], bytes] = lambda: msgspec.json.encode((result.vectors[1:] @ result.vectors[0]).tolist())  # noqa: E731
     return await model_reply(request, result, encode, began=began, characters=sum(map(len, texts)))
 
 
-def _check_direction(direction: str | None) -> None:
-    if direction is not None and direction.lower() != "right":
-        raise InvalidInput("texts are cut at their end only: truncation_direction Right", param="truncation_direction")
+def cut_at(direction: Direction | None) -> CutAt:
+    """None: as the model's author wants it."""
+    return None if direction is None else "left" if direction.lower() == "left" else "right"
 
 
 def _check_not_empty(inputs: object) -> None:
@@ -203,6 +247,7 @@ def _check_not_empty(inputs: object) -> None:
 
 ROUTES = (
     Route("POST", "/embed", embed, Surface.INFER, Dialect.TEI, takes=EmbedRequest, gives=Vectors),
+    Route("POST", "/embed_all", embed_all, Surface.INFER, Dialect.TEI, takes=EmbedAllRequest, gives=TokenVectors),
     Route("POST", "/embed_sparse", embed_sparse, Surface.INFER, Dialect.TEI, takes=EmbedRequest),
     Route(
         "POST",

@@ -10,6 +10,7 @@ Mark = Literal["MOCK"] | msgspec.UnsetType
 Direction = Literal["Right", "Left", "right", "left"]
 Dimensions = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
 Vectors = list[list[float]]
+TokenVectors = list[list[list[float]]]
 
 
 class EmbedRequest(msgspec.Struct, frozen=True):
@@ -21,6 +22,15 @@ class EmbedRequest(msgspec.Struct, frozen=True):
     prompt_name: str | None = None
     normalize: bool | None = None
     dimensions: Dimensions | None = None
+
+
+class EmbedAllRequest(msgspec.Struct, frozen=True):
+    """inputs: as of an EmbedRequest."""
+
+    inputs: object
+    truncate: bool | None = None
+    truncation_direction: Direction | None = None
+    prompt_name: str | None = None
 
 
 class PredictRequest(msgspec.Struct, frozen=True):

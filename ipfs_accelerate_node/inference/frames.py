@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ipfs_accelerate_node.inference.model import NO_TIME, Output, Timing, Vector
-from ipfs_accelerate_node.inference.wire import Head, Outputs, Payload, Reply, Request, VectorHead
+from ipfs_accelerate_node.inference.model import NO_TIME, Output, Tensor, Timing, Vector
+from ipfs_accelerate_node.inference.wire import Head, Outputs, Payload, Reply, Request, TensorHead, VectorHead
 
 _LENGTHS = struct.Struct("<IQ")
 MAX_HEADER_BYTES = 256 << 20
@@ -38,24 +38,31 @@ def pack_outputs(job: int, outputs: Sequence[Output], timing: Timing = NO_TIME) 
         if isinstance(output, Vector):
             numbers.append(np.ascontiguousarray(output.values, dtype="<f4"))
             heads.append(VectorHead(output.values.size, output.tokens_in, output.truncated))
+        elif isinstance(output, Tensor):
+            numbers.append(np.ascontiguousarray(output.values, dtype="<f4").reshape(-1))
+            heads.append(TensorHead(output.values.shape, output.tokens_in, output.truncated))
         else:
             heads.append(output)
     return Outputs(job, heads, timing), b"".join(array.data for array in numbers)
 
 
 def unpack_outputs(reply: Outputs, payload: Payload) -> list[Output]:
-    """The outputs again; vectors are views of the payload. Raises WireError: the payload is not all of them."""
+    """The outputs again; numbers are views of the payload. Raises WireError: the payload is not all of them."""
     numbers = np.frombuffer(payload, dtype="<f4") if len(payload) % 4 == 0 else None
     outputs: list[Output] = []
     reached = 0
     for head in reply.heads:
-        if not isinstance(head, VectorHead):
+        if not isinstance(head, VectorHead | TensorHead):
             outputs.append(head)
             continue
         until = reached + head.width
         if numbers is None or head.width < 1 or until > len(numbers):
             raise WireError(f"{len(payload)} bytes of vectors, announced were more")
-        outputs.append(Vector(numbers[reached:until], head.tokens_in, head.truncated))
+        own = numbers[reached:until]
+        if isinstance(head, TensorHead):
+            outputs.append(Tensor(own.reshape(head.shape), head.tokens_in, head.truncated))
+        else:
+            outputs.append(Vector(own, head.tokens_in, head.truncated))
         reached = until
     if reached * 4 != len(payload):
         raise WireError(f"{len(payload)} bytes of vectors, announced were {reached * 4}")
@@ -108,7 +115,7 @@ class Replies:
 
 def payload_bytes(reply: Outputs) -> int:
     """Bytes of the payload that are this job's."""
-    return 4 * sum(head.width for head in reply.heads if isinstance(head, VectorHead))
+    return 4 * sum(head.width for head in reply.heads if isinstance(head, VectorHead | TensorHead))
 
 
 def read_request(connection: socket.socket) -> Request | None:

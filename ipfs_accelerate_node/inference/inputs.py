@@ -5,8 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ipfs_accelerate_node.errors import InvalidInput, PayloadTooLarge
-from ipfs_accelerate_node.inference.model import Audio, Chat, Ids, Image, ImageChoice, Item, Options, Pair, Text
+from ipfs_accelerate_node.errors import InvalidInput, ModelUnsupported, PayloadTooLarge
+from ipfs_accelerate_node.inference.model import (
+    Audio,
+    Chat,
+    Ids,
+    Image,
+    ImageChoice,
+    Item,
+    Options,
+    Pair,
+    PixelValues,
+    Text,
+)
 from ipfs_accelerate_node.inference.tasks import checks
 
 MAX_INPUTS = 4096
@@ -19,7 +30,7 @@ Inputs = list[str] | list[list[int]]
 
 # The kinds of items of each task; a model may take fewer of them, which its worker then says.
 KINDS: dict[str, tuple[type, ...]] = {
-    "embedding": (Text, Ids, Image),
+    "embedding": (Text, Ids, Image, PixelValues),
     "text-classification": (Text, Pair, Ids),
     "rerank": (Pair,),
     "token-classification": (Text,),
@@ -28,7 +39,19 @@ KINDS: dict[str, tuple[type, ...]] = {
     "text2text-generation": (Text, Ids),
     "text-generation": (Text, Chat, Ids),
     "automatic-speech-recognition": (Audio,),
-    "image-classification": (Image,),
+    "image-classification": (Image, PixelValues),
+}
+
+# The same where the model's own output is asked for, not what the task makes of it.
+TENSORS: dict[str, dict[str, tuple[type, ...]]] = {
+    "hidden": {"embedding": (Text, Ids)},
+    "logits": {
+        "text-classification": (Text, Pair, Ids),
+        "rerank": (Pair,),
+        "token-classification": (Text, Ids),
+        "fill-mask": (Text, Ids),
+        "image-classification": (Image, PixelValues),
+    },
 }
 
 
@@ -97,6 +120,9 @@ def check_dimensions(dimensions: int | None, *, width: int) -> None:
 
 def check_items(items: Sequence[Item], options: Options, task: str) -> None:
     """Raises InvalidInput with the index of the first item that the task cannot use, or ``param`` of an option;
-    PayloadTooLarge."""
-    checks.check_items(items, KINDS[task], task=task)
+    PayloadTooLarge; ModelUnsupported: the task has not the output."""
+    kinds = KINDS if options.output is None else TENSORS[options.output]
+    if task not in kinds:
+        raise ModelUnsupported(f"a model of {task} gives no {options.output}", code="task_unsupported")
+    checks.check_items(items, kinds[task], task=task)
     checks.check_options(options)

@@ -119,7 +119,11 @@ class Intake:
 
     def _takes(self, request: wire.Infer) -> bool:
         """Does it go through together with others?"""
-        return self._writes is not None or (self._processing is not None and self._processing.takes(request.items))
+        if self._writes is not None:
+            return True
+        # vectors of single tokens are hundreds of times as large as those of texts, and would hold up who shares a pass
+        alone = request.options.output == "hidden"
+        return self._processing is not None and not alone and self._processing.takes(request.items)
 
     def cancel(self, job: int) -> None:
         """Nobody waits for it any more: it is answered as dropped now, or when it comes back from where it is."""

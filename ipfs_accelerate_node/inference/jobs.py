@@ -9,9 +9,22 @@ import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ipfs_accelerate_node.errors import NodeError
 from ipfs_accelerate_node.inference import wire
-from ipfs_accelerate_node.inference.model import Audio, Chat, Ids, Image, ImageChoice, Item, Options, Pair, Text
+from ipfs_accelerate_node.inference.model import (
+    Audio,
+    Chat,
+    Ids,
+    Image,
+    ImageChoice,
+    Item,
+    Options,
+    Pair,
+    PixelValues,
+    Text,
+)
 
 _numbers = itertools.count(1)
 
@@ -33,7 +46,7 @@ class Deltas:
         before = self._waiting.get(delta.index)
         if before is not None:
             text, ids = before.text + delta.text, (*before.ids, *delta.ids)
-            delta = wire.Delta(delta.job, delta.index, text, ids, delta.finish, delta.tokens_in)
+            delta = msgspec.structs.replace(delta, text=text, ids=ids)
         self._waiting[delta.index] = delta
         self._there.set()
 
@@ -148,7 +161,7 @@ class Job:
             case _, wire.Dropped(job=job, expired=expired):
                 return job == self.number and (expired or not self.wanted)
             case wire.Infer(items=items), wire.Outputs(job=job, heads=heads):
-                widths = [head.width for head in heads if isinstance(head, wire.VectorHead)]
+                widths = [head.width for head in heads if isinstance(head, wire.VectorHead | wire.TensorHead)]
                 whole = min(widths, default=1) >= 1 and len(payload) == 4 * sum(widths)
                 return job == self.number and len(heads) == len(items) and whole
             case wire.Primary(), wire.Array(job=job, shape=shape):
@@ -177,7 +190,7 @@ def size_of(item: Item) -> int:
             return sum(len(message.content) for message in messages)
         case ImageChoice(data=data, labels=labels):
             return len(data) + sum(map(len, labels))
-        case Image(data=data) | Audio(data=data):
+        case Image(data=data) | Audio(data=data) | PixelValues(data=data):
             return len(data)
 
 
@@ -186,7 +199,7 @@ def tokens_of(item: Item) -> int:
     match item:
         case Ids(ids=ids):
             return len(ids)
-        case Image():
+        case Image() | PixelValues():
             return TOKENS_OF_PICTURE
         case ImageChoice(labels=labels):
             return TOKENS_OF_PICTURE + sum(len(label) // 4 + 2 for label in labels)

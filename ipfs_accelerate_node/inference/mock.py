@@ -29,11 +29,14 @@ from ipfs_accelerate_node.inference.model import (
     Options,
     Output,
     Pair,
+    PixelValues,
     Score,
     Scores,
+    Tensor,
     Text,
     Vector,
 )
+from ipfs_accelerate_node.inference.tasks.tensors import check_answer
 
 WIDTH = 384
 MAX_TOKENS = 8192
@@ -82,6 +85,8 @@ def infer(task: str, items: Sequence[Item], options: Options) -> list[Output]:
 
 def _output(task: str, item: Item, options: Options) -> Output:
     key, tokens = _key(item), _tokens(item)
+    if options.output is not None:
+        return _tensor(task, key, tokens)
     match task:
         case "embedding":
             return Vector(_cut(_direction(key), options), tokens)
@@ -110,7 +115,7 @@ def _key(item: Item) -> bytes:
             return b"p" + first.encode() + b"\0" + second.encode()
         case Chat(messages=messages):
             return b"c" + b"\0".join(f"{m.role}\0{m.content}".encode() for m in messages)
-        case Image(data=data) | ImageChoice(data=data):
+        case Image(data=data) | ImageChoice(data=data) | PixelValues(data=data):
             return b"m" + data
         case Audio(data=data):
             return b"a" + data
@@ -149,6 +154,17 @@ def _cut(vector: NDArray[np.float32], options: Options) -> NDArray[np.float32]:
     if options.normalize is not False:
         vector = vector / np.linalg.norm(vector)
     return np.ascontiguousarray(vector, dtype=np.float32)
+
+
+def _tensor(task: str, key: bytes, tokens: int) -> Tensor:
+    """Of the same form as a model's own output."""
+    width = WIDTH if task == "embedding" else len(_LABELS)
+    if task in ("text-classification", "rerank", "image-classification"):
+        return Tensor(np.log(np.array(_shares(task, key, width), dtype=np.float32)), tokens)
+    check_answer(tokens * width)
+    numbers = np.frombuffer(_bytes(task, b"tensor" + key, 4 * tokens * width), dtype="<u4")
+    values = (numbers.astype(np.float64) / 2**31 - 1.0).astype(np.float32)
+    return Tensor(values.reshape(tokens, width), tokens)
 
 
 def _shares(task: str, key: bytes, count: int) -> list[float]:

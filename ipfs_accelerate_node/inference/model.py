@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 ModelSource = Literal["cid", "hf", "local", "mock"]
 Implementation = Literal["REAL", "MOCK"]
 EngineName = Literal["torch", "openvino", "mock"]
+CutAt = Literal["left", "right"] | None  # an end of a text
 State = Literal["absent", "fetching", "converting", "loading", "warming", "ready", "draining"]
 
 TASKS = (
@@ -79,7 +80,15 @@ class ImageChoice(msgspec.Struct, tag=True, frozen=True, array_like=True):
     labels: tuple[str, ...]
 
 
-Item = Text | Pair | Ids | Image | Audio | Chat | ImageChoice
+class PixelValues(msgspec.Struct, tag=True, frozen=True, array_like=True):
+    """A picture as the model itself takes it. shape: (channels, height, width); data: float32, little-endian,
+    row-major."""
+
+    shape: tuple[int, int, int]
+    data: bytes
+
+
+Item = Text | Pair | Ids | Image | Audio | Chat | ImageChoice | PixelValues
 
 
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -89,7 +98,9 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     truncate: False refuses an item that is longer than the model takes. top_k: as many labels or candidates; None is
     the task's own default. raw_scores: as the model gives them, not as probabilities. temperature: None or 0 is greedy.
     stop: generation ends before any of these texts. seed: of sampling. language: of speech, as ``en``. prompt_name: a
-    prompt that the model's author named.
+    prompt that the model's author named. cut_at: the end of a text that is cut off; None is as the author wants it.
+    output: a Tensor instead of what the task makes of it: ``hidden``, the last layer's vectors of an encoder's tokens;
+    ``logits`` of a classifier or a masked language model.
     """
 
     dimensions: int | None = None
@@ -104,6 +115,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     seed: int | None = None
     language: str | None = None
     prompt_name: str | None = None
+    cut_at: CutAt = None
+    output: Literal["hidden", "logits"] | None = None
 
 
 # Outputs: one per item, in the order of the items. tokens_in: real tokens that went through the model, special ones
@@ -112,6 +125,15 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Vector(msgspec.Struct, tag=True, frozen=True, eq=False):
     """values: (width,) float32; they travel beside the header, not in it."""
+
+    values: NDArray[np.float32]
+    tokens_in: int = 0
+    truncated: bool = False
+
+
+class Tensor(msgspec.Struct, tag=True, frozen=True, eq=False):
+    """What the model itself gave for an item, without padding: (tokens, width), or (labels,). values: float32; they
+    travel as a Vector's do."""
 
     values: NDArray[np.float32]
     tokens_in: int = 0
@@ -196,7 +218,7 @@ class Timing(msgspec.Struct, frozen=True, array_like=True):
 
 
 NO_TIME = Timing()
-Output = Vector | Scores | Entities | Fills | Generated
+Output = Vector | Tensor | Scores | Entities | Fills | Generated
 
 
 @dataclass(frozen=True, slots=True)

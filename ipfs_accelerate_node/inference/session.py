@@ -11,6 +11,7 @@ vectors     input_ids, attention_mask[, token_type_ids]       vectors (batch, wi
 logits      the same, or pixel_values                         logits
 text        input_ids, attention_mask                         embeds (batch, projection), not normalised
 image       pixel_values                                      embeds (batch, projection), not normalised
+hidden      as vectors                                        hidden: (batch, tokens, width), last layer, 0 for padding
 scale       nothing                                           scale: a scalar
 encoder     input_ids, attention_mask, or input_features      hidden, and whatever the decoder's start needs
             (batch, mel, frames)

@@ -19,7 +19,7 @@ import msgspec
 from ipfs_accelerate_node.errors import BadContent, InferenceFailed, StorageError
 
 SCHEMA = 1
-EXPORTER = "3"  # of convert and what it imports; a change of the graphs it makes is a new number
+EXPORTER = "4"  # of convert and what it imports; a change of the graphs it makes is a new number
 DESCRIPTION = "artefact.json"
 _MAX_DESCRIPTION_BYTES = 4 << 20
 _READ_BYTES = 1 << 20

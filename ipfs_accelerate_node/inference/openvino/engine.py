@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from ipfs_accelerate_node.inference.session import Array
 
 PREFIX = "openvino:"
 DECODER = "decoder"
+VECTORS = "vectors"
+HIDDEN = "hidden"  # an output of graph ``vectors``, and a graph of its own to who asks
 
 # What the float arithmetic of each precision is asked to be. An int8 graph keeps its float parts in f32: its gate was
 # measured so.
@@ -47,6 +49,7 @@ def load(
     core, name = openvino.Core(), device.removeprefix(PREFIX)
     compiled: dict[str, openvino.CompiledModel] = {}
     stateful: Callable[[], openvino.CompiledModel] | None = None
+    hidden: Callable[[], openvino.CompiledModel] | None = None
     for graph in described.graphs:
         xml, settings = artefact / graph.xml.name, _settings(name, "f32" if graph.exact else precision, threads)
         try:
@@ -55,12 +58,15 @@ def load(
                 stateful = cache(partial(core.compile_model, str(xml), name, settings))
             else:
                 model = core.read_model(xml)
+            if HIDDEN in graph.outputs and graph.name == VECTORS:
+                hidden = cache(partial(_compile_hidden, core, xml, name, settings))
+                _keep(model, [output for output in graph.outputs if output != HIDDEN])
             compiled[graph.name] = core.compile_model(model, name, settings)
         except RuntimeError as exc:
             raise _refused(core, name, graph.name, exc) from exc
     longest = files.max_tokens if files.family in ("encoder", "dual") else 0
     limits = TokenLimits(files.vocab_size, longest)
-    engine = OpenVinoEngine(described, compiled, limits, stateful=stateful, positions=files.max_tokens)
+    engine = OpenVinoEngine(described, compiled, limits, stateful=stateful, hidden=hidden, positions=files.max_tokens)
     if engine.precision != precision:
         raise DeviceUnavailable(
             f"{engine.device} computes in {engine.precision} when it is asked for {precision}",
@@ -90,9 +96,11 @@ class OpenVinoEngine:
         limits: TokenLimits,
         *,
         stateful: Callable[[], openvino.CompiledModel] | None = None,
+        hidden: Callable[[], openvino.CompiledModel] | None = None,
         positions: int = 0,
     ) -> None:
         """stateful: compiles the decoder as it is in the artefact, where ``compiled`` has it in its paged form.
+        hidden: compiles what gives ``hidden``, which takes the weights' memory again, when it is first asked for.
         positions: tokens of one text that it writes."""
         self.device = PREFIX + "+".join(sorted({name for model in compiled.values() for name in _devices(model)}))
         self.precision = _precision(artefact, compiled)
@@ -103,6 +111,7 @@ class OpenVinoEngine:
         self.compiled = compiled
         self._requests: dict[str, openvino.InferRequest] = {}
         self._stateful = stateful
+        self._hidden = hidden
         self._positions = positions
         self._sequences: OpenVinoSequences | None = None
 
@@ -113,15 +122,19 @@ class OpenVinoEngine:
         """
         if graph in self._artefact.scalars:
             return {graph: np.asarray(self._artefact.scalars[graph], dtype=np.float32)}
-        described = self._artefact.graph(graph)
-        if described is None or graph == DECODER:
+        described = self._artefact.graph(VECTORS if graph == HIDDEN else graph)
+        if described is None or graph == DECODER or (graph == HIDDEN and self._hidden is None):
             raise ModelUnsupported(f"the model has no graph {graph!r}", code="task_unsupported")
         if graph not in self._requests:
-            self._requests[graph] = self.compiled[graph].create_infer_request()
+            self._requests[graph] = self._of(graph).create_infer_request()
         self._limits.check(inputs)
         request = self._requests[graph]
         run_pass(request, graph, {name: _given(name, inputs) for name in described.inputs})
-        return {name: np.array(request.get_tensor(name).data, dtype=np.float32) for name in described.outputs}
+        found = [output.get_any_name() for output in self._of(graph).outputs]
+        return {name: np.array(request.get_tensor(name).data, dtype=np.float32) for name in found}
+
+    def _of(self, graph: str) -> openvino.CompiledModel:
+        return self._hidden() if graph == HIDDEN and self._hidden is not None else self.compiled[graph]
 
     def decoder(self) -> OpenVinoDecoder:
         """Raises ModelUnsupported(task_unsupported): the model does not generate."""
@@ -159,6 +172,23 @@ def _settings(device: str, precision: str, threads: int | None) -> dict[str, obj
         "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_KEPT,
     }
     return settings if threads is None else settings | {"INFERENCE_NUM_THREADS": threads}
+
+
+def _compile_hidden(core: openvino.Core, xml: Path, device: str, settings: dict[str, object]) -> openvino.CompiledModel:
+    """Raises InferenceFailed."""
+    try:
+        model = core.read_model(xml)
+        _keep(model, [HIDDEN])
+        return core.compile_model(model, device, settings)
+    except RuntimeError as exc:
+        raise _refused(core, device, HIDDEN, exc) from exc
+
+
+def _keep(model: openvino.Model, outputs: Sequence[str]) -> None:
+    """Only these outputs: what is computed for the others alone is not computed at all."""
+    for port in model.outputs:
+        if port.get_any_name() not in outputs:
+            model.remove_result(port.get_node())
 
 
 def _refused(core: openvino.Core, device: str, graph: str, exc: RuntimeError) -> NodeError:

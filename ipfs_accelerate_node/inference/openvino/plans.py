@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,14 @@ _LARGE_SCORES = ("t5", "mt5", "umt5")
 def plans_of(graphs: Graphs, files: ModelFiles) -> list[Plan]:
     """Every graph of the model's form. Raises ModelUnsupported(task_unsupported)."""
     if isinstance(graphs, SentenceGraphs):
-        return [_text_plan(graphs, files, "vectors", ("vectors", "pooled"))]
+        return [_text_plan(graphs.both, files, "vectors", ("vectors", "pooled", "hidden"))]
     if isinstance(graphs, HeadGraphs):
         if files.family == "image":
             return [_picture_plan(graphs, files, "logits", "logits")]
-        return [_text_plan(graphs, files, "logits", ("logits",))]
+        return [_text_plan(partial(graphs.run, "logits"), files, "logits", ("logits",))]
     if isinstance(graphs, DualGraphs):
-        return [_text_plan(graphs, files, "text", ("embeds",)), _picture_plan(graphs, files, "image", "embeds")]
+        text = _text_plan(partial(graphs.run, "text"), files, "text", ("embeds",))
+        return [text, _picture_plan(graphs, files, "image", "embeds")]
     if isinstance(graphs, GeneratorGraphs):
         if files.family == "causal":
             return [_causal_plan(graphs.module, files)]
@@ -56,7 +58,9 @@ def scalars_of(graphs: Graphs) -> dict[str, float]:
 # -- texts
 
 
-def _text_plan(graphs: Graphs, files: ModelFiles, graph: str, outputs: Sequence[str]) -> Plan:
+def _text_plan(
+    run: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], files: ModelFiles, graph: str, outputs: Sequence[str]
+) -> Plan:
     names = [IDS, MASK, *([TYPES] if graph != "text" and _has_types(files) else [])]
     example = _rows(files, ROWS, TOKENS, padding=2)
     ports = tuple(Port(name, (-1, -1), torch.from_numpy(example[name])) for name in names)
@@ -64,7 +68,7 @@ def _text_plan(graphs: Graphs, files: ModelFiles, graph: str, outputs: Sequence[
     checks = (_rows(files, 3, min(13, most), padding=5), _rows(files, 1, min(4, most), padding=0))
     return Plan(
         name=graph,
-        module=Named(lambda inputs: graphs.run(graph, inputs), names, outputs),
+        module=Named(run, names, outputs),
         ports=ports,
         outputs=tuple(outputs),
         past={},
@@ -139,13 +143,7 @@ def _pool_at_most(parent: nn.Module, edge: int) -> None:
 
 def _edges(files: ModelFiles) -> tuple[int, int, bool]:
     """Height and width of a prepared picture, and whether every one is so."""
-    settings = read_picture_settings(files.preprocessor_config, model_type=files.model_type)
-    if settings.crop is not None:
-        return (*settings.crop, True)
-    if settings.resize is not None and settings.resize.height:
-        return settings.resize.height, settings.resize.width, True
-    edge = settings.resize.shortest if settings.resize is not None else 64
-    return edge, edge, settings.warp_from > 0
+    return read_picture_settings(files.preprocessor_config, model_type=files.model_type).prepared
 
 
 # -- generators

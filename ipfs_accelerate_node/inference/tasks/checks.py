@@ -8,13 +8,25 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ipfs_accelerate_node.errors import InvalidInput, PayloadTooLarge
-from ipfs_accelerate_node.inference.model import Audio, Chat, Ids, Image, ImageChoice, Item, Options, Pair, Text
+from ipfs_accelerate_node.inference.model import (
+    Audio,
+    Chat,
+    Ids,
+    Image,
+    ImageChoice,
+    Item,
+    Options,
+    Pair,
+    PixelValues,
+    Text,
+)
 from ipfs_accelerate_node.inference.tasks.pictures import MAX_PICTURE_BYTES
 from ipfs_accelerate_node.inference.tasks.wav import MAX_AUDIO_BYTES
 
 MAX_ITEMS = 4096
 MAX_CHARS = 8 << 20  # of all texts together
 MAX_IDS = 1 << 20  # of all token ids together
+MAX_PIXEL_BYTES = 64 << 20  # of one picture that is prepared already
 MAX_MEDIA_BYTES = 256 << 20  # of all pictures and sounds together
 MAX_LABELS = 1024
 MAX_STOPS = 16
@@ -69,6 +81,10 @@ def _parts(index: int, item: Item) -> tuple[tuple[str, ...], int, int]:
             return (), 0, _size(index, data, MAX_PICTURE_BYTES)
         case Audio(data):
             return (), 0, _size(index, data, MAX_AUDIO_BYTES)
+        case PixelValues(shape, data):
+            if min(shape) < 1 or len(data) != 4 * math.prod(shape):
+                refuse(index, f"has {len(data)} bytes of pixels, not those of the shape {shape}")
+            return (), 0, _size(index, data, MAX_PIXEL_BYTES)
         case ImageChoice(data, labels):
             if not 1 <= len(labels) <= MAX_LABELS:
                 refuse(index, f"has {len(labels)} labels, 1 to {MAX_LABELS} are expected")

@@ -18,6 +18,7 @@ from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options
 from ipfs_accelerate_node.inference.tasks.numbers import finite_rows, not_finite, sigmoid, softmax
 from ipfs_accelerate_node.inference.tasks.rows import infer_rows
+from ipfs_accelerate_node.inference.tasks.tensors import raw_logits
 from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph
 from ipfs_accelerate_node.inference.tasks.texts import Row
 
@@ -80,9 +81,12 @@ class TextClassification:
 
     def outputs(self, found: Mapping[str, Array], rows: Sequence[Asked]) -> list[Output | NodeError]:
         return [
-            self._scores(logits, row) if finite else not_finite(row.index)
+            self._said(logits, row) if finite else not_finite(row.index)
             for logits, finite, row in zip(found["logits"], finite_rows(found["logits"]), rows, strict=True)
         ]
+
+    def _said(self, logits: NDArray[np.float32], row: Asked) -> Output | NodeError:
+        return raw_logits(logits, row) if row.options.output == "logits" else self._scores(logits, row)
 
     def _scores(self, logits: NDArray[np.float32], row: Asked) -> Scores:
         options, tokens = row.options, row.piece.content

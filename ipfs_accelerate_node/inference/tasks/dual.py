@@ -9,16 +9,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ipfs_accelerate_node.errors import InvalidInput, NodeError
+from ipfs_accelerate_node.errors import InvalidInput, ModelUnsupported, NodeError
 from ipfs_accelerate_node.inference.batching import Passes, Piece
-from ipfs_accelerate_node.inference.model import Ids, Image, ImageChoice, Item, Options, Output, Scores, Text, Vector
+from ipfs_accelerate_node.inference.model import (
+    Ids,
+    Image,
+    ImageChoice,
+    Item,
+    Options,
+    Output,
+    PixelValues,
+    Scores,
+    Text,
+    Vector,
+)
 from ipfs_accelerate_node.inference.session import Array, Asked, Engine, Feed
 from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options
 from ipfs_accelerate_node.inference.tasks.classification import Meaning, scored
 from ipfs_accelerate_node.inference.tasks.embedding import cut
 from ipfs_accelerate_node.inference.tasks.numbers import check_finite, finite_rows, not_finite, unit
-from ipfs_accelerate_node.inference.tasks.picture_graphs import TOGETHER, PictureGraph
+from ipfs_accelerate_node.inference.tasks.picture_graphs import TOGETHER, PictureGraph, pictures_of
+from ipfs_accelerate_node.inference.tasks.tensors import HIDDEN
 from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph
 from ipfs_accelerate_node.inference.tasks.texts import Row
 
@@ -31,17 +43,21 @@ class DualEmbedding:
     pictures: PictureGraph
 
     def check(self, items: Sequence[Item], options: Options) -> None:
-        check_items(items, (Text, Ids, Image), task="embedding")
+        check_items(items, (Text, Ids, Image, PixelValues), task="embedding")
         check_options(options)
+        if options.output == HIDDEN:
+            raise ModelUnsupported(
+                "its vectors of single tokens are not given: it has two towers", code="task_unsupported"
+            )
 
     def infer(
         self, engine: Engine, items: Sequence[Item], options: Options, between: Callable[[], None]
     ) -> list[Output]:
         found: dict[int, Output] = {}
-        texts = {index: item for index, item in enumerate(items) if not isinstance(item, Image)}
+        drawn = pictures_of(items)
+        texts = {index: item for index, item in enumerate(items) if index not in drawn}
         rows = self.texts.rows_of(texts, options)
         written = list(rows)
-        drawn = {index: item.data for index, item in enumerate(items) if isinstance(item, Image)}
         for batch, outputs in self.texts.passes(engine, list(rows.values()), between):
             indices = [written[at] for at in batch]
             vectors = _finished(outputs["embeds"], options)
@@ -55,17 +71,17 @@ class DualEmbedding:
         return [found[index] for index in range(len(items))]
 
     def takes(self, items: Sequence[Item]) -> bool:
-        return sum(isinstance(item, Image) for item in items) <= TOGETHER
+        return len(pictures_of(items)) <= TOGETHER
 
     def passes(self, engine: Passes) -> Passes:
         return replace(engine, packed=False)
 
     def prepare(self, items: Sequence[Item], options: Options) -> list[Piece[Any]]:
-        texts = {index: item for index, item in enumerate(items) if not isinstance(item, Image)}
-        rows = self.texts.rows_of(texts, options)
+        drawn = pictures_of(items)
+        rows = self.texts.rows_of({index: item for index, item in enumerate(items) if index not in drawn}, options)
         return [
-            self.pictures.piece(index, item.data) if isinstance(item, Image) else self.texts.piece(rows[index])
-            for index, item in enumerate(items)
+            self.pictures.piece(index, drawn[index]) if index in drawn else self.texts.piece(rows[index])
+            for index in range(len(items))
         ]
 
     def feed(self, pieces: Sequence[Piece[Any]], passes: Passes) -> Feed:

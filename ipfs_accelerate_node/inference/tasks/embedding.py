@@ -16,6 +16,7 @@ from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options
 from ipfs_accelerate_node.inference.tasks.numbers import finite_rows, not_finite, unit
 from ipfs_accelerate_node.inference.tasks.rows import infer_rows
+from ipfs_accelerate_node.inference.tasks.tensors import HIDDEN, token_vectors
 from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph
 from ipfs_accelerate_node.inference.tasks.texts import Row
 
@@ -36,6 +37,9 @@ class TextEmbedding:
     def infer(
         self, engine: Engine, items: Sequence[Item], options: Options, between: Callable[[], None]
     ) -> list[Output]:
+        if options.output == HIDDEN:
+            rows = self.graph.rows(items, options, prompt=self._prompt(options))
+            return token_vectors(self.graph, engine, rows, between)
         return infer_rows(self, engine, items, options, between)
 
     def takes(self, items: Sequence[Item]) -> bool:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from ipfs_accelerate_node.errors import NodeError
 from ipfs_accelerate_node.inference.batching import Passes, Piece
-from ipfs_accelerate_node.inference.model import Entities, Entity, Item, Options, Output, Text
+from ipfs_accelerate_node.inference.model import Entities, Entity, Ids, Item, Options, Output, Text
 from ipfs_accelerate_node.inference.session import Array, Asked, Engine, Feed
 from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options
 from ipfs_accelerate_node.inference.tasks.numbers import not_finite, softmax
 from ipfs_accelerate_node.inference.tasks.rows import infer_rows
+from ipfs_accelerate_node.inference.tasks.tensors import check_answer, raw_logits
 from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph, real
 from ipfs_accelerate_node.inference.tasks.texts import Row
 
@@ -40,7 +41,8 @@ class TokenClassification:
     labels: Sequence[str]
 
     def check(self, items: Sequence[Item], options: Options) -> None:
-        check_items(items, (Text,), task="token-classification")
+        kinds = (Text, Ids) if options.output == "logits" else (Text,)
+        check_items(items, kinds, task="token-classification")
         check_options(options)
 
     def infer(
@@ -55,7 +57,10 @@ class TokenClassification:
         return replace(engine, packed=False)
 
     def prepare(self, items: Sequence[Item], options: Options) -> list[Piece[Row]]:
-        return self.graph.pieces(items, options)
+        pieces = self.graph.pieces(items, options)
+        if options.output == "logits":
+            check_answer(sum(piece.cost for piece in pieces) * len(self.labels))
+        return pieces
 
     def feed(self, pieces: Sequence[Piece[Row]], passes: Passes) -> Feed:
         return self.graph.feed(pieces, passes)
@@ -64,8 +69,11 @@ class TokenClassification:
         outputs: list[Output | NodeError] = []
         for at, asked in enumerate(rows):
             row, item = asked.piece.content, asked.item
-            assert isinstance(item, Text)
             logits = real(found["logits"][at], row)
+            if asked.options.output == "logits":
+                outputs.append(raw_logits(logits, asked))
+                continue
+            assert isinstance(item, Text)
             if not np.isfinite(logits).all():
                 outputs.append(not_finite(asked.index))
                 continue

@@ -16,6 +16,7 @@ from ipfs_accelerate_node.inference.tasks import samples
 from ipfs_accelerate_node.inference.tasks.checks import check_items, check_options, refuse
 from ipfs_accelerate_node.inference.tasks.numbers import not_finite, softmax
 from ipfs_accelerate_node.inference.tasks.rows import infer_rows
+from ipfs_accelerate_node.inference.tasks.tensors import check_answer, raw_logits
 from ipfs_accelerate_node.inference.tasks.text_graphs import TextGraph, real
 from ipfs_accelerate_node.inference.tasks.texts import Row
 
@@ -50,6 +51,9 @@ class FillMask:
 
     def prepare(self, items: Sequence[Item], options: Options) -> list[Piece[Row]]:
         rows = self.graph.rows(items, options)
+        if options.output == "logits":
+            check_answer(sum(len(row.ids) for row in rows) * self.graph.tokens.vocab_size)
+            return [self.graph.piece(row) for row in rows]
         for index, row in enumerate(rows):
             masks = row.ids.count(self.mask_id)
             if not 1 <= masks <= MAX_MASKS:
@@ -65,6 +69,9 @@ class FillMask:
         for at, asked in enumerate(rows):
             row: Row = asked.piece.content
             logits = real(found["logits"][at], row)
+            if asked.options.output == "logits":
+                outputs.append(raw_logits(logits, asked))
+                continue
             if not np.isfinite(logits).all():
                 outputs.append(not_finite(asked.index))
                 continue

@@ -12,7 +12,7 @@ from typing import Any
 from ipfs_accelerate_node.errors import ModelUnsupported
 from ipfs_accelerate_node.inference.strict_json import JsonObject
 
-_MAX_EDGE = 2048
+MAX_EDGE = 2048
 _BILINEAR, _BICUBIC = 2, 3
 _STANDARD = (0.5, 0.5, 0.5)
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -47,6 +47,16 @@ class PictureSettings:
     std_again: bool = False
     warp_from: int = 0
     crop_part: float = 224 / 256
+
+    @property
+    def prepared(self) -> tuple[int, int, bool]:
+        """Height and width of a prepared picture, and whether every one is so."""
+        if self.crop is not None:
+            return (*self.crop, True)
+        if self.resize is not None and self.resize.height:
+            return self.resize.height, self.resize.width, True
+        edge = self.resize.shortest if self.resize is not None else 64
+        return edge, edge, self.warp_from > 0
 
 
 def _defaults(size: object, resample: int, mean: object = _STANDARD, std: object = _STANDARD, **more: object) -> Any:
@@ -159,7 +169,7 @@ def _size(value: object, *, square: bool) -> Size:
     if not isinstance(value, dict):
         raise _bad("size", value)
     edges = {key: edge for key, edge in value.items() if edge is not None}
-    if any(type(edge) is not int or not 1 <= edge <= _MAX_EDGE for edge in edges.values()):
+    if any(type(edge) is not int or not 1 <= edge <= MAX_EDGE for edge in edges.values()):
         raise _bad("size", value)
     if edges.keys() == {"height", "width"}:
         return Size(height=edges["height"], width=edges["width"])

@@ -43,10 +43,10 @@ class TextGraph:
             elif isinstance(item, Pair):
                 pairs.append((index, item.first, item.second))
             elif isinstance(item, Ids):
-                rows[index] = self.tokens.of_ids(index, item.ids, truncate=options.truncate)
+                rows[index] = self.tokens.of_ids(index, item.ids, truncate=options.truncate, cut_at=options.cut_at)
         for together in (texts, pairs):
             if together:
-                found = self.tokens.rows(together, truncate=options.truncate, spans=self.spans)
+                found = self.tokens.rows(together, truncate=options.truncate, spans=self.spans, cut_at=options.cut_at)
                 rows.update((text[0], row) for text, row in zip(together, found, strict=True))
         return {index: rows[index] for index in items}
 

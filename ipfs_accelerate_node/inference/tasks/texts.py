@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import NoReturn
 
 from tokenizers import Encoding
 
 from ipfs_accelerate_node.errors import InvalidInput, ModelUnsupported, PayloadTooLarge
-from ipfs_accelerate_node.inference.model import Token
+from ipfs_accelerate_node.inference.model import CutAt, Token
 from ipfs_accelerate_node.inference.tasks.tokenizer_files import TokenizerFiles
 
 
@@ -67,12 +66,14 @@ class TextTokens:
         truncate: bool,
         special: bool = True,
         spans: bool = True,
+        cut_at: CutAt = None,
     ) -> list[Row]:
-        """``row`` of many: (index, first, second) each. spans: False leaves them out, which is faster."""
+        """``row`` of many: (index, first, second) each. spans: False leaves them out, which is faster. cut_at: the end
+        that is cut off, None: as the author wants it."""
         prepared = [self._prepared(first) if second is None else (self._prepared(first), self._prepared(second))
                     for _, first, second in texts]  # fmt: skip
         with self._one:
-            self._cut_at(self.max_tokens, pairs=any(second is not None for _, _, second in texts))
+            self._cut(self.max_tokens, cut_at, pairs=any(second is not None for _, _, second in texts))
             encode = self._tokenizer.encode_batch if spans else self._tokenizer.encode_batch_fast
             encodings = encode(prepared, add_special_tokens=special)
         return [self._row(texts[at][0], encoding, truncate, spans) for at, encoding in enumerate(encodings)]
@@ -100,12 +101,12 @@ class TextTokens:
         self._check(index, ids)
         return list(ids)
 
-    def of_ids(self, index: int, ids: Sequence[int], *, truncate: bool) -> Row:
+    def of_ids(self, index: int, ids: Sequence[int], *, truncate: bool, cut_at: CutAt = None) -> Row:
         """Token ids as they are: no special tokens are added. Raises as ``row``."""
         cut = len(ids) > self.max_tokens
         if cut and not truncate:
             too_long(index, f"has {len(ids)} tokens, the model takes {self.max_tokens}")
-        taken = list(islice(ids, self.max_tokens))
+        taken = list(ids[-self.max_tokens :] if cut_at == "left" else ids[: self.max_tokens])
         self._check(index, taken)
         return Row(taken, [0] * len(taken), cut, [], [])
 
@@ -129,11 +130,12 @@ class TextTokens:
     def _prepared(self, text: str) -> str:
         return text.lower() if self._lower_case else text
 
-    def _cut_at(self, length: int, *, pairs: bool) -> None:
+    def _cut(self, length: int, cut_at: CutAt, *, pairs: bool) -> None:
         around = self._tokenizer.num_special_tokens_to_add(is_pair=pairs)
         if around >= length:
             raise InvalidInput(f"no room for two texts within {length} tokens", param="input")
-        self._tokenizer.enable_truncation(length, direction="left" if self.files.truncate_left else "right")
+        own = "left" if self.files.truncate_left else "right"
+        self._tokenizer.enable_truncation(length, direction=cut_at or own)
 
     def _row(self, index: int, encoding: Encoding, truncate: bool, spans: bool) -> Row:
         cut = bool(encoding.overflowing)

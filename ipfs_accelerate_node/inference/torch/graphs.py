@@ -33,7 +33,7 @@ def no_graph(graph: str) -> InferenceFailed:
 
 
 class SentenceGraphs:
-    """``vectors`` of our own encoder, or of a base model of transformers."""
+    """``vectors`` and ``hidden`` of our own encoder, or of a base model of transformers."""
 
     def __init__(self, encoder: Encoder | nn.Module, settings: SentenceSettings, dense: Sequence[DenseWeights]) -> None:
         self._encoder = encoder
@@ -42,10 +42,20 @@ class SentenceGraphs:
         self._dense = dense
 
     def run(self, graph: str, inputs: Tensors) -> dict[str, Tensor]:
-        if graph != "vectors":
+        if graph not in ("vectors", "hidden"):
             raise no_graph(graph)
         mask = inputs["attention_mask"] != 0
-        vectors, pooled = finish(self.hidden(inputs, mask), mask, self._settings, self._dense)
+        hidden = self.hidden(inputs, mask)
+        return self._pooled(hidden, mask) if graph == "vectors" else _shown(hidden, mask)
+
+    def both(self, inputs: Tensors) -> dict[str, Tensor]:
+        """The outputs of both graphs, of one pass."""
+        mask = inputs["attention_mask"] != 0
+        hidden = self.hidden(inputs, mask)
+        return self._pooled(hidden, mask) | _shown(hidden, mask)
+
+    def _pooled(self, hidden: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        vectors, pooled = finish(hidden, mask, self._settings, self._dense)
         return {"vectors": vectors, "pooled": pooled}
 
     def hidden(self, inputs: Tensors, mask: Tensor) -> Tensor:
@@ -58,6 +68,11 @@ class SentenceGraphs:
 
     def weights(self) -> Mapping[str, Tensor]:
         return self._encoder.tensors if isinstance(self._encoder, Encoder) else self._encoder.state_dict()
+
+
+def _shown(hidden: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Zeros in place of padding, where models may give anything."""
+    return {"hidden": hidden.float().masked_fill(~mask[:, :, None], 0.0)}
 
 
 class HeadGraphs:
