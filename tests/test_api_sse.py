@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -47,10 +48,12 @@ def failed(error: NodeError) -> bytes:
     return json.dumps({"error": {"message": str(error)}}).encode()
 
 
-def app(source: Source, port: int, *, ping_s: float = sse.PING_S) -> web.Application:
+def app(source: Source, port: int, *, ping_s: float = sse.PING_S, stall_s: float = sse.STALL_S) -> web.Application:
     async def handler(request: web.Request) -> web.StreamResponse:
         events = source.events(request.match_info["asked"])
-        return await sse.send_events(request, events, headers={"X-Device": "cpu"}, failed=failed, ping_s=ping_s)
+        return await sse.send_events(
+            request, events, headers={"X-Device": "cpu"}, failed=failed, ping_s=ping_s, stall_s=stall_s
+        )
 
     return small_app(port, (Route("GET", "/{asked}", handler, Surface.OPEN),))
 
@@ -115,6 +118,20 @@ async def test_a_reader_who_does_not_read_holds_up_the_making(tmp_path: Path) ->
         writer.close()
         async with asyncio.timeout(5):
             await source.closed.wait()
+
+
+async def test_a_reader_who_takes_nothing_any_more_is_left(tmp_path: Path) -> None:
+    source = Source()
+    async with serving(tmp_path, lambda port: app(source, port, stall_s=0.05)) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(f"GET /endless HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\n\r\n".encode())
+        received = b""
+        async with asyncio.timeout(10):
+            await source.closed.wait()
+            with suppress(ConnectionError):
+                received = await reader.read()
+        assert not received.endswith(b"0\r\n\r\n")  # cut off, not ended
+        writer.close()
 
 
 async def test_silence_is_filled_with_comments(tmp_path: Path) -> None:

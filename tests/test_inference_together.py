@@ -16,7 +16,7 @@ from ipfs_accelerate_node.inference.sequences import DecoderSequences, Sequences
 from tests.support.models_torch import VOCAB, torch, written
 
 from ipfs_accelerate_node.inference.torch.engine import TorchEngine, load  # isort: skip - after torch's own warnings
-from ipfs_accelerate_node.inference.torch.slot_sequences import SlotSequences  # isort: skip
+from ipfs_accelerate_node.inference.torch.slot_sequences import RowCache, SlotSequences  # isort: skip
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -103,6 +103,34 @@ def test_a_place_is_refused_more_than_it_was_taken_for(tmp_path: Path) -> None:
     taken = [sequences.open(2) for _ in range(sequences.most)]
     assert taken[-1] is None
     assert None not in taken[:-1]
+
+
+def test_what_is_no_number_stays_with_its_text(tmp_path: Path) -> None:
+    """Who comes after a text that broke the model is not broken by what it left."""
+    engine = engine_of(tmp_path, "llama")
+    sequences, module = engine.sequences(), engine.graphs.module  # type: ignore[attr-defined]
+    assert isinstance(sequences, SlotSequences)
+    with torch.inference_mode():
+        module.get_input_embeddings().weight[7] = torch.nan
+    first, long = sequences.open(20), sequences.open(20)
+    assert first is not None
+    assert long is not None
+    assert sequences.read(first, [4, 5, 7, 7, 7, 7], scores=False).best[0] == -1
+    sequences.read(long, [4] * 10, scores=False)
+    sequences.close(first)
+    again = sequences.open(20)
+    assert again == first
+    sequences.read(again, [4, 5], scores=False)
+    found = sequences.step([again, long], [6, 6], scores=[0])
+    np.testing.assert_allclose(found.scores[0], alone(module, [4, 5, 6]), atol=2e-4)
+
+
+def test_room_that_there_is_no_memory_for_changes_nothing() -> None:
+    cache = RowCache()
+    cache.kept.append((torch.zeros(1, 1, 256, 1), torch.zeros(1, 1, 256, 1)))
+    with pytest.raises(RuntimeError):
+        cache.grow(1, 1 << 60)
+    assert cache.room == (1, 256)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from ipfs_accelerate_node.errors import InferenceFailed, PayloadTooLarge
+from ipfs_accelerate_node.errors import InferenceFailed, PayloadTooLarge, Unavailable
 from ipfs_accelerate_node.inference.sequences import Scored, scored
 from ipfs_accelerate_node.inference.writing import READ_TOKENS, Text, Turn, Writer
 
@@ -223,4 +223,22 @@ def test_who_waits_is_not_overtaken() -> None:
     assert (writer.writing, writer.waiting) == (1, 2)  # the small one would fit
     while writer.busy:
         writer.turn()
+    assert small.answer == small.alone()
+
+
+def test_a_text_for_which_there_is_no_memory_fails_alone() -> None:
+    class Full(Counted):
+        def open(self, tokens: int) -> int | None:
+            if tokens == LONGEST:
+                raise Unavailable("not enough memory", code="out_of_memory")
+            return super().open(tokens)
+
+    writer = Writer(Full())
+    wide, small = Script([1], LONGEST - 1, best=True), Script([1], 5, best=True)
+    texts = [Text(1, 0, wide), Text(2, 0, small)]
+    writer.add(texts)
+    while writer.busy:
+        writer.turn()
+    assert texts[0].error is not None
+    assert texts[0].error.code == "out_of_memory"
     assert small.answer == small.alone()

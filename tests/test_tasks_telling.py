@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +103,20 @@ def test_what_is_kept_is_what_a_whole_sort_keeps(top_p: float, top_k: int | None
         order, share = order[:count], share[:count] / share[:count].sum()
     assert sorted(tokens.tolist()) == sorted(order.tolist())
     assert np.allclose(np.sort(weights), np.sort(share), atol=1e-9)
+
+
+def test_a_long_answer_is_not_decoded_whole_for_each_token() -> None:
+    class Counted:
+        decoded = 0
+
+        def text(self, ids: Sequence[int]) -> str:
+            self.decoded += len(ids)
+            return "".join(chr(token) for token in ids)
+
+    tokens = Counted()
+    answer = Answer(tokens, (), stop=("###", "end"))  # type: ignore[arg-type]
+    for token in map(ord, "a#e" * 1000 + "##"):
+        answer.add(token)
+    assert tokens.decoded < 3002 * 40
+    answer.add(ord("#"))
+    assert answer.text() == "a#e" * 1000

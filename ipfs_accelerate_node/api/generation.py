@@ -20,13 +20,15 @@ CHATTERS = ("text-generation",)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is new of the answer to item ``index``. ids: of it. finish: with the last piece of that answer."""
+    """What is new of the answer to item ``index``. ids: of it. finish, prompt_tokens, answer_tokens: with the last
+    piece of that answer."""
 
     index: int
     text: str
     ids: tuple[int, ...]
     finish: Literal["stop", "length"] | None
     prompt_tokens: int = 0
+    answer_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ async def pieces(request: web.Request, asked: Wanted) -> AsyncIterator[Piece]:
     writing = asking.stream(request, asked.ref, asked.items, asked.options, task=asked.task, model=asked.model)
     async with aclosing(writing) as deltas:
         async for delta in deltas:
-            yield Piece(delta.index, delta.text, delta.ids, delta.finish, delta.tokens_in)
+            yield Piece(delta.index, delta.text, delta.ids, delta.finish, delta.tokens_in, delta.tokens_out)
 
 
 def answers(done: Inferred) -> list[Generated]:

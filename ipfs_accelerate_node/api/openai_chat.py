@@ -162,10 +162,10 @@ class _Told:
         begun: set[int] = set()
         prompt = completion = 0
         async for piece in pieces(request, asked):
-            completion += len(piece.ids)
+            completion += piece.answer_tokens
+            prompt = prompt or piece.prompt_tokens
             if piece.index not in begun:
                 begun.add(piece.index)
-                prompt = prompt or piece.prompt_tokens
                 yield self._chunk([ChunkChoice(piece.index, Delta("assistant", ""))])
             if piece.text:
                 yield self._chunk([ChunkChoice(piece.index, Delta(content=piece.text))])

@@ -136,8 +136,8 @@ class _Told:
         async for piece in pieces(request, asked):
             first = piece.index not in begun
             begun.add(piece.index)
-            completion += len(piece.ids)
-            if first and piece.index % asked.copies == 0:
+            completion += piece.answer_tokens
+            if piece.index % asked.copies == 0:
                 prompt += piece.prompt_tokens
             choice = self.choice(piece.index, piece.text, piece.finish, begins=first)
             yield event(msgspec.json.encode(self.part([choice], usage)))

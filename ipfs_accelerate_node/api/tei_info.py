@@ -93,7 +93,7 @@ def _labels(request: web.Request, model: LoadedModel) -> dict[str, object]:
         return {"id2label": {}, "label2id": {}}
     said = read_object(path / "config.json").get("id2label")
     labels = {str(key): str(label) for key, label in said.items()} if isinstance(said, dict) else {}
-    return {"id2label": labels, "label2id": {label: int(key) for key, label in labels.items() if key.isdigit()}}
+    return {"id2label": labels, "label2id": {label: int(key) for key, label in labels.items() if key.isdecimal()}}
 
 
 ROUTES = (

@@ -121,7 +121,12 @@ class WorkerProcess:
             os.close(page)
         worker = cls(process, said, blame)
         channel = _Channel(worker._received, worker._hung_up)
-        worker._transport, _ = await asyncio.get_running_loop().create_connection(lambda: channel, sock=ours)
+        try:
+            worker._transport, _ = await asyncio.get_running_loop().create_connection(lambda: channel, sock=ours)
+        except BaseException:
+            ours.close()
+            await worker.stop()
+            raise
         return worker
 
     @property

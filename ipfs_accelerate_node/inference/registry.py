@@ -285,7 +285,8 @@ class Registry:
             done = await self.infer(model, items, options, task=task, deadline_s=deadline_s)
             for index, output in enumerate(done.outputs):
                 if isinstance(output, Generated):
-                    yield wire.Delta(0, index, output.text, output.ids, output.finish, output.tokens_in)
+                    ended = output.finish, output.tokens_in, len(output.ids)
+                    yield wire.Delta(0, index, output.text, output.ids, *ended)
             return
         slot = self._slot(model, task)
         ready = slot.snapshot() if slot.state == "ready" else await slot.ready()

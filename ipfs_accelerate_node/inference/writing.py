@@ -119,7 +119,10 @@ class Writer:
                 message = f"a text of up to {limit:,} tokens does not fit into the memory that there is for it"
                 self._end(text, turn, PayloadTooLarge(message, param="max_tokens", index=text.index))
                 continue
-            place = self._sequences.open(limit)
+            place = attempt(lambda: self._sequences.open(limit))  # noqa: B023
+            if isinstance(place, NodeError):
+                self._end(text, turn, place)
+                continue
             if place is None:
                 return  # nobody overtakes: who needs much room would wait for ever
             text._place = place

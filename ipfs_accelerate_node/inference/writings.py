@@ -156,8 +156,8 @@ class Writings:
         added, ids = script.more()
         output = script.output() if text.done else None
         if added or output is not None:
-            finish, tokens_in = (None, 0) if output is None else (output.finish, output.tokens_in)
-            done.deltas.append(wire.Delta(text.job, text.index, added, ids, finish, tokens_in))
+            ended = (None, 0, 0) if output is None else (output.finish, output.tokens_in, len(output.ids))
+            done.deltas.append(wire.Delta(text.job, text.index, added, ids, *ended))
 
     def _finished(self, text: Text) -> Asked | None:
         """Whether the request is with it. One that failed takes the others of its request along."""

@@ -34,11 +34,22 @@ class Answer:
             self.finish = "stop"
             return
         self.ids.append(token)
-        if self.stop:
+        if self.stop and self._may_stop():
             text = self._decoded(self.ids)
             found = [at for stop in self.stop if (at := text.find(stop)) >= 0]
             if found:
                 self._cut, self.finish = min(found), "stop"
+
+    def _may_stop(self) -> bool:
+        """Is it worth while to decode the whole answer, after each token? Only where its end holds a stop text."""
+        longest = max(map(len, self.stop))
+        count = 4 * longest + _CONTEXT  # a character has up to four tokens
+        while count < len(self.ids):
+            tail = self.tokens.text(self.ids[-count:])
+            if len(tail) >= longest + len(self.tokens.text(self.ids[-1:])) + _CONTEXT:
+                return any(stop in tail for stop in self.stop)
+            count *= 2  # tokens without a text are among them
+        return True
 
     def text(self) -> str:
         """Whole characters only: of one whose last bytes never came, nothing is shown."""

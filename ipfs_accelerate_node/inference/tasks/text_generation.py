@@ -28,6 +28,9 @@ from ipfs_accelerate_node.inference.writing import Writer
 
 _BATCH_ROWS = 16
 _PREFILL_TOKENS = 2048
+# Of an answer in a chat where neither caller nor author says how long: room for most answers whole. The rest of a long
+# context would be room that few answers need, and that others wait for.
+CHAT_NEW_TOKENS = 2048
 # Tokens that are given to a generator to compare two engines by.
 COMPARED = 8
 
@@ -73,7 +76,10 @@ class TextGeneration:
 
     def scripts(self, items: Sequence[Item], options: Options) -> list[TextScript]:
         """One for each item, in their order; in the thread that tokenizes. Raises InvalidInput, PayloadTooLarge."""
-        return [self._script(index, self._prompt(index, item, options), options) for index, item in enumerate(items)]
+        return [
+            self._script(index, self._prompt(index, item, options), options, chat=isinstance(item, Chat))
+            for index, item in enumerate(items)
+        ]
 
     def primary(self, engine: Engine, item: Item) -> NDArray[np.float32]:
         """(positions, vocabulary): logits after the prompt without its last tokens, and after each of those."""
@@ -111,8 +117,11 @@ class TextGeneration:
             too_long(index, f"has {len(ids)} tokens, the model takes {most} and one to answer")
         return plain_row(ids[-most:], truncated=True)
 
-    def _script(self, index: int, row: Row, options: Options) -> TextScript:
-        limit = self.settings.limit(len(row.ids), options.max_new_tokens, positions=self.positions)
+    def _script(self, index: int, row: Row, options: Options, *, chat: bool) -> TextScript:
+        most = options.max_new_tokens
+        if most is None and chat and self.settings.max_new_tokens is None:
+            most = CHAT_NEW_TOKENS
+        limit = self.settings.limit(len(row.ids), most, positions=self.positions)
         rules = Rules(self.settings, len(row.ids), limit)
         answer = Answer(self.tokens, self.settings.eos, options.stop, after=row.ids)
         return TextScript(row, rules, choice(options, index), answer, best=rules.none and not options.temperature)

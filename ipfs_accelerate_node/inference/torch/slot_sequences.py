@@ -72,8 +72,14 @@ class RowCache(Cache):  # type: ignore[misc]
         """Room for so many rows of so many tokens; what is kept stays."""
         now = (max(self.room[0], _doubled(self.room[0], rows)), max(self.room[1], _doubled(self.room[1], tokens)))
         if now != self.room:
-            self.room = now
             self.kept = [(_grown(key, now), _grown(value, now)) for key, value in self.kept]
+            self.room = now  # only once it is there
+
+    def clear(self, row: int) -> None:
+        """What a text leaves behind is weighed with 0 by who comes next, and must be a number."""
+        for key, value in self.kept:
+            key[row] = 0
+            value[row] = 0
 
 
 def _doubled(size: int, wanted: int) -> int:
@@ -114,6 +120,7 @@ class SlotSequences:
         place = next(number for number in range(self.most) if number not in self._lengths)
         with torch.inference_mode(), device_errors("the decoder"):
             self._cache.grow(place + 1, tokens)
+            self._cache.clear(place)
         self._lengths[place], self._limits[place] = 0, tokens
         return place
 
