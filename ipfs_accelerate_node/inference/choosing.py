@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 # bf16 that takes so much longer than f32 for one input is not worth its rounding: its kernels are lacking. Both are
 # timed in turns, and the fastest pass of each counts, for the machine may be busy; so the bound is no close one.
-SLOWER = 1.5
+SLOWER = 2.0
 ROUNDS, ROUND_S = 3, 0.4
 UNKNOWN = f"whether {NARROW} does is not known yet; `load` compares, where it is not loaded already"
 
