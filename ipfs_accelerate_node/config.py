@@ -75,7 +75,7 @@ SINGULAR = {
 }
 _FLAGS = {plural: singular for singular, plural in SINGULAR.items()}
 # Variables of the prefix that are not settings of the node: they say where the daemon is, and where the settings are.
-_OTHER_VARIABLES = frozenset({"URL", "KEY", "KEY_FILE", "CONFIG", "DEBUG"})
+_OTHER_VARIABLES = frozenset({"URL", "KEY", "KEY_FILE", "CONFIG", "DEBUG", "REMOTE_KEY"})
 _FIELDS = {f.name: str(f.type) for f in fields(Config)}
 
 

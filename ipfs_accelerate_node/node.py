@@ -54,6 +54,7 @@ from ipfs_accelerate_node.inference.registry import Registry
 from ipfs_accelerate_node.inference.serving import Serving
 from ipfs_accelerate_node.kubo.choice import service_for
 from ipfs_accelerate_node.peers.network import Peers
+from ipfs_accelerate_node.pinning.remotes import Remotes
 from ipfs_accelerate_node.pinning.service import PinningService
 from ipfs_accelerate_node.pinning.shelf import RequestShelf
 from ipfs_accelerate_node.records.key import NodeKey
@@ -86,7 +87,7 @@ class Node:
             self.kubo = await stack.enter_async_context(service_for(self.config, self.key.seed))
             await self._meet_peers(stack)
             await self._run_models(stack)
-            self._fetch_by_cid()
+            await self._fetch_by_cid()
             await self._speak_hub()
             await self.pinning.resume()
             self._exit = stack.pop_all()
@@ -135,7 +136,7 @@ class Node:
             bring=self._bring,
         )
 
-    def _fetch_by_cid(self) -> None:
+    async def _fetch_by_cid(self) -> None:
         self.seeder = Seeder(self.store, self.kubo)
         self._seeding = self._group.create_task(self.seeder.run(), name="seed")
         idle_hashing = hash_when_idle(self.store, lambda: self.registry.working)
@@ -151,6 +152,7 @@ class Node:
             by_peer_id=self.peers.source if tunnels else None,
         )
         self._pins.origins.peers = self.exchange.book
+        self.remotes = await asyncio.to_thread(Remotes, self.config.cache, self.kubo, self.find)
         self.pinning = PinningService(
             self.config, self.store, self._requests, self._pins, self.kubo, self._group, stored=self.catalogue.meant
         )

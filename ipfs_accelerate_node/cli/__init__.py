@@ -62,11 +62,12 @@ COMMANDS = {
     "peers": ("peers", "List, add and remove the nodes that this one asks."),
     "report": ("report", "Run every model on every device and say what is REAL, how fast, and by what evidence."),
     "dashboard": ("dashboard", "Show the daemon in a browser: models, pins, results, devices, peers."),
+    "remote": ("remote", "Have pinning services keep models, and see what they keep."),
     "keys": ("keys", "Make, list and remove API keys."),
     "doctor": ("doctor", "Say what is there, what is missing and how to mend it."),
 }
 # A value after these would be seen by every user of the machine and kept in the shell's history.
-_SECRET_OPTIONS = ("--token", "--hf-token", "--key", "--api-key", "--kubo-auth", "--password")
+_SECRET_OPTIONS = ("--token", "--hf-token", "--key", "--api-key", "--kubo-auth", "--password", "--service-key")
 
 
 class Refused(Exception):

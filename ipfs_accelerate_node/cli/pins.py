@@ -9,6 +9,7 @@ import click
 from ipfs_accelerate_node.cli.client import path_of, refusal
 from ipfs_accelerate_node.cli.maps import is_asked, published
 from ipfs_accelerate_node.cli.options import MODEL_NAME, REFERENCE, choosing, daemon_options
+from ipfs_accelerate_node.cli.remote import pin_there
 from ipfs_accelerate_node.cli.render import fields, note, print_json, receipt, yes_no
 from ipfs_accelerate_node.cli.watching import Watcher, watcher
 from ipfs_accelerate_node.errors import EXIT_UNAVAILABLE, Unavailable
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 @click.option("--source", metavar="URL|PEERID", help="Fetch from this one source only.")
 @choosing
 @click.option("--publish-map", is_flag=True, help="Then put the map of that Hub commit on IPFS, as `publish` does.")
+@click.option("--remote", metavar="NAME", help="Have that pinning service (`remote add`) keep it, not this node.")
+@click.option("--no-wait", is_flag=True, help="With --remote: leave as soon as the service has the request.")
 @daemon_options
 def pin(
     ref: str,
@@ -33,6 +36,8 @@ def pin(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     publish_map: bool,
+    remote: str | None,
+    no_wait: bool,
     daemon: Daemon,
     as_json: bool,
 ) -> None:
@@ -41,6 +46,13 @@ def pin(
     What was verified is kept when it breaks off, or when you leave with Ctrl-C: the same command goes on from there.
     With --include or --exclude, just those files; a later pin adds others, one without them all that lack.
     """
+    if remote is not None:
+        if announce is not None or source or include or exclude or publish_map:
+            raise click.UsageError(
+                "a service keeps a whole root: of the options only --name and --no-wait go with --remote"
+            )
+        pin_there(daemon, remote, ref, name, wait=not no_wait, as_json=as_json)
+        return
     wanted: dict[str, Any] = {"ref": ref, "name": name, "announce": announce, "source": source}
     ask = publish_map and is_asked()
     wanted |= {"only": list(include) or None, "exclude": list(exclude) or None}
