@@ -101,7 +101,7 @@ class _Thread(threading.Thread):
         try:
             while not self._ending.is_set():
                 self._beat()
-                if self._waits(BEAT_S) and not self._ending.wait(UNANSWERED_S) and self._waits(0.0):
+                if self._waits(BEAT_S) and self._goes_unanswered():
                     self._stand_in()
         finally:
             for held in self._held:
@@ -114,15 +114,27 @@ class _Thread(threading.Thread):
         poll.register(self._wake, select.POLLIN)
         return any(descriptor == self._listening.fileno() for descriptor, _ in poll.poll(timeout_s * 1000))
 
+    def _goes_unanswered(self) -> bool:
+        """Whether the loop does not take who waits."""
+        if self._stuck_s > UNANSWERED_S:
+            return True
+        self._ask()
+        return not self._ending.wait(UNANSWERED_S) and self._waits(0.0)
+
     # -- is the loop stuck?
 
+    def _ask(self) -> None:
+        """The loop is to turn, unless it has been asked already."""
+        if self._turned >= self._asked:
+            self._asked = time.monotonic()
+            self._loop.call_soon_threadsafe(self._beaten)
+
     def _beat(self) -> None:
-        """Asks the loop to turn, once it has done so since it was asked last; logs where it stands if it does not."""
+        """Asks the loop from time to time; logs where it stands if it does not turn."""
         now = time.monotonic()
         if self._turned >= self._asked:
             if now - self._asked >= BEAT_S:
-                self._asked = now
-                self._loop.call_soon_threadsafe(self._beaten)
+                self._ask()
             return
         if now - self._asked >= STUCK_S and not self._logged:
             self._logged = True

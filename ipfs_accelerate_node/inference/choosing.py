@@ -22,7 +22,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ipfs_accelerate_node.errors import DeviceUnavailable, InferenceFailed, ModelUnsupported, NodeError, Unavailable
+from ipfs_accelerate_node.errors import BadContent, DeviceUnavailable, InferenceFailed, ModelUnsupported, NodeError, Unavailable
 from ipfs_accelerate_node.inference import calibration, wire
 from ipfs_accelerate_node.inference.agreement import INPUTS, Array, compared, likeness
 from ipfs_accelerate_node.inference.calibration import MEASURE_S, Calibrations, Fitting, Key, Verdict, key_of
@@ -57,13 +57,22 @@ class Bringing(Protocol):
 @dataclass(slots=True, eq=False)
 class _Race:
     """entered: what runs the model, measured or not; refused: what does not. best: the fastest of what was measured in
-    this race, still loaded."""
+    this race, still loaded. failure: of the last that did not run while it was measured; failed: of the first that did
+    not when it was chosen."""
 
     refused: list[Candidate]
     entered: list[Candidate] = field(default_factory=list)
     best: Placed | None = None
     best_ms: float = math.inf
     failure: NodeError | None = None
+    failed: NodeError | WorkerGone | None = None
+
+    def without(self, device: str, reason: str) -> bool:
+        """The device is out of it; whether another one is left."""
+        mine = [one for one in self.entered if one.device == device]
+        self.entered = [one for one in self.entered if one.device != device]
+        self.refused.append(Candidate(device, mine[0].precision, None, reason))
+        return bool(self.entered)
 
     def winner(self) -> str:
         """The fastest; the first where none has a figure. Raises why none runs."""
@@ -116,8 +125,7 @@ class Choosing:
         race = _Race(refused)
         try:
             await self._enter(race, spec, replace(wanted, precision=precision), fits, tell, thorough=thorough)
-            here = next(fit.accelerator for fit in fits if fit.accelerator.device == race.winner())
-            placed = await self._precisely(race, spec, replace(wanted, device=here.device), here, tell, thorough)
+            placed = await self._first_that_runs(race, spec, wanted, fits, tell, thorough)
         except BaseException:
             await race.dismiss()
             raise
@@ -145,6 +153,22 @@ class Choosing:
             raise
 
     # -- the device
+
+    async def _first_that_runs(
+        self, race: _Race, spec: ModelSpec, wanted: Wanted, fits: Sequence[Fitting], tell: Tell, thorough: bool
+    ) -> Placed:
+        """On the winner; on the next one, where it does not run the model any more. Raises the first failure where none
+        does; what torch refuses is the model's own fault, and tried nowhere else."""
+        while True:
+            here = next(fit.accelerator for fit in fits if fit.accelerator.device == race.winner())
+            try:
+                return await self._precisely(race, spec, replace(wanted, device=here.device), here, tell, thorough)
+            except (NodeError, WorkerGone) as exc:
+                race.failed = race.failed or exc
+                refused = isinstance(exc, ModelUnsupported | BadContent) and kind_of(here.device) == "torch"
+                if refused or not race.without(here.device, f"does not run: {exc}"[:300]):
+                    raise race.failed from None
+                log.warning("load.elsewhere root=%s device=%s reason=%s", spec.root, here.device, exc)
 
     async def _enter(
         self, race: _Race, spec: ModelSpec, wanted: Wanted, fits: Sequence[Fitting], tell: Tell, *, thorough: bool
