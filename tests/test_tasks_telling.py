@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,3 +121,12 @@ def test_a_long_answer_is_not_decoded_whole_for_each_token() -> None:
     assert tokens.decoded < 3002 * 40
     answer.add(ord("#"))
     assert answer.text() == "a#e" * 1000
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-30])
+@pytest.mark.parametrize("how", [{}, {"top_k": 2}, {"top_p": 0.5}])
+def test_the_smallest_temperatures_leave_the_likeliest(temperature: float, how: dict[str, Any]) -> None:
+    scores = np.array([1.0, 30.0, -np.inf, 29.0], dtype=np.float32)
+    found, weights = kept(scores, Options(temperature=temperature, **how))
+    assert dict(zip(found.tolist(), weights.tolist(), strict=True))[1] == 1.0
+    assert np.isfinite(weights).all()
