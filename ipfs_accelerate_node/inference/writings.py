@@ -107,8 +107,9 @@ class Writings:
         return None
 
     def jobs(self) -> list[int]:
-        """What the next turn is at."""
-        return [*self._open, *self._new]
+        """What the next turn is at; called without the lock."""
+        with self._lock:
+            return [*self._open, *self._new]
 
     def turn(self) -> Done:
         """The device's thread, without the lock: everybody's next token."""

@@ -50,7 +50,7 @@ class PagedSequences:
         page_bytes = PAGE_TOKENS * self._llama.token_bytes
         free, _ = torch.cuda.mem_get_info(on)
         wanted = 1 + max(pages_for(self._limit, PAGE_TOKENS), pages_for(ROOM_TOKENS, PAGE_TOKENS))
-        count = min(wanted, int(free * _SHARE) // page_bytes)
+        count = max(2, min(wanted, int(free * _SHARE) // page_bytes))  # page 0 is written to, whatever fits
         self._pages = Pages(count, PAGE_TOKENS, MOST, self._limit)
         self._cache = self._llama.cache(count)
         self._stream = torch.cuda.Stream(on)  # type: ignore[no-untyped-call]
