@@ -73,12 +73,14 @@ async def test_the_server_and_its_models_describe_themselves(here: Running) -> N
         assert client.is_server_ready()
         about = client.get_server_metadata()
         assert about["name"] == "ipfs-accelerate-node"
-        assert set(about["extensions"]) == {"binary_tensor_data", "model_repository"}
+        assert set(about["extensions"]) == {"binary_tensor_data", "model_repository", "statistics"}
         for name in (TINY, root):
             assert client.is_model_ready(name)
             assert client.is_model_ready(name, "1")
             assert client.get_model_metadata(name)["outputs"] == [
-                {"name": "embedding", "datatype": "FP32", "shape": [-1, 16]}
+                {"name": "embedding", "datatype": "FP32", "shape": [-1, 16]},
+                {"name": "last_hidden_state", "datatype": "FP32", "shape": [-1, -1, -1]},
+                {"name": "attention_mask", "datatype": "INT64", "shape": [-1, -1]},
             ]
             assert client.get_model_metadata(name, "1")["inputs"] == [
                 {"name": "text", "datatype": "BYTES", "shape": [-1]}

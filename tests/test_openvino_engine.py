@@ -107,6 +107,17 @@ async def test_vectors(bert: tuple[ModelFiles, Path], shape: tuple[int, int]) ->
         np.testing.assert_allclose(ours[name], expected, atol=2e-5)
 
 
+async def test_vectors_of_tokens_cost_nothing_until_they_are_asked_for(bert: tuple[ModelFiles, Path]) -> None:
+    engine, inputs = on_openvino(bert, "embedding"), rows(bert[0].vocab_size, (5, 9))
+    assert {port.get_any_name() for port in engine.compiled["vectors"].outputs} == {"vectors", "pooled"}
+    before = engine.run("vectors", inputs)
+    (hidden,) = engine.run("hidden", inputs).values()
+    np.testing.assert_allclose(hidden, on_torch(bert, "embedding").run("hidden", inputs)["hidden"], atol=1e-5)
+    assert not hidden[inputs["attention_mask"] == 0].any()
+    for name, values in engine.run("vectors", inputs).items():
+        np.testing.assert_array_equal(values, before[name])
+
+
 async def test_precision_is_read_back(bert: tuple[ModelFiles, Path]) -> None:
     exact = on_openvino(bert, "embedding")
     assert (exact.device, exact.engine, exact.precision) == ("openvino:CPU", "openvino", "f32")

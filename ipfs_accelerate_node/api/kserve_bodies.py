@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from ipfs_accelerate_node.api.bodies import JSON_DEADLINE_S, check_content_type, chunks, parse_json
+from ipfs_accelerate_node.api.inference_replies import check_json
 from ipfs_accelerate_node.api.kserve_signatures import Made, Signature, check_finite, shape_of
 from ipfs_accelerate_node.api.kserve_tensors import Array, Tensor, from_bytes, from_json, refused, to_bytes, to_json
 from ipfs_accelerate_node.api.kserve_wire import InferReply, InferRequest, InputTensor, OutputTensor, WantedOutput
@@ -104,14 +105,15 @@ def named_raw(asked: Asked, signature: Signature) -> dict[str, Tensor]:
 
 def chosen_outputs(asked: Asked, signature: Signature) -> list[tuple[str, bool]]:
     """(name, whether its data follow the JSON), in the order that was asked for. Raises InvalidInput."""
-    known = [name for name, _, _ in signature.outputs]
+    known = [name for name, _, _ in (*signature.outputs, *signature.raw_outputs)]
+    unnamed = signature.unnamed(asked.tensors)
     if asked.raw is not None:
-        return [(name, True) for name in known]
+        return [(name, True) for name in unnamed]
     binary = (asked.request.parameters or {}).get("binary_data_output", False)
     if not isinstance(binary, bool):
         raise InvalidInput("binary_data_output must be true or false", param="parameters")
     if not asked.request.outputs:
-        return [(name, binary) for name in known]
+        return [(name, binary) for name in unnamed]
     chosen = [(one.name, _is_binary(one, binary)) for one in asked.request.outputs]
     for name, _ in chosen:
         if name not in known:
@@ -131,12 +133,15 @@ def _is_binary(wanted: WantedOutput, default: bool) -> bool:
 
 
 def encoded(reply: InferReply, outputs: Made, chosen: Sequence[tuple[str, bool]]) -> tuple[bytes, int | None]:
-    """(body, length of the JSON in it or None for a body that is JSON). Raises InferenceFailed, InvalidInput."""
+    """(body, length of the JSON in it or None for a body that is JSON). Raises InferenceFailed, InvalidInput,
+    PayloadTooLarge."""
     check_finite(outputs)
     tensors: list[OutputTensor] = []
     rest: list[bytes] = []
     for name, binary in chosen:
         values = outputs[name]
+        if not binary and not isinstance(values, list):
+            check_json(values.size)
         data = to_bytes(values) if binary else None
         shown = None if binary else to_json(values)
         parameters = None if data is None else {"binary_data_size": len(data)}
@@ -149,7 +154,9 @@ def encoded(reply: InferReply, outputs: Made, chosen: Sequence[tuple[str, bool]]
 
 
 def _datatype(values: Array | list[bytes]) -> str:
-    return "BYTES" if isinstance(values, list) else f"FP{8 * values.dtype.itemsize}"
+    if isinstance(values, list):
+        return "BYTES"
+    return f"{'FP' if values.dtype.kind == 'f' else 'INT'}{8 * values.dtype.itemsize}"
 
 
 def compressed(request: web.Request, body: bytes) -> tuple[bytes, dict[str, str]]:

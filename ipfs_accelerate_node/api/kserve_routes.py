@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Annotated
 
@@ -34,7 +35,9 @@ from ipfs_accelerate_node.api.kserve_bodies import (
     named_raw,
     read_asked,
 )
-from ipfs_accelerate_node.api.kserve_signatures import SIGNATURES, Declared, Signature, items_of, metadata
+from ipfs_accelerate_node.api.kserve_raw import raw_outputs
+from ipfs_accelerate_node.api.kserve_signatures import SIGNATURES, Declared, Made, Signature, items_of, metadata
+from ipfs_accelerate_node.api.kserve_tensors import Tensor
 from ipfs_accelerate_node.api.kserve_wire import (
     InferReply,
     InferRequest,
@@ -54,7 +57,7 @@ from ipfs_accelerate_node.inference.model import TASKS
 
 SERVER = "ipfs-accelerate-node"
 VERSION = "1"
-EXTENSIONS = ["binary_tensor_data", "model_repository"]
+EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics"]
 _COUNT = msgspec.Meta(ge=1, le=1 << 17)
 
 
@@ -97,7 +100,7 @@ class Parameters(msgspec.Struct, frozen=True):
 
 async def infer(request: web.Request) -> web.Response:
     began = time.perf_counter()
-    ref = _name(request)
+    ref = model_name(request)
     asked = await read_asked(request)
     parameters = converted(asked.request.parameters or {}, Parameters)
     if parameters.timeout:
@@ -107,8 +110,15 @@ async def infer(request: web.Request) -> web.Response:
     chosen = chosen_outputs(asked, signature)
     tensors = named_raw(asked, signature)
     items = items_of(signature, tensors)
+    made: Made = {}
     with inputs_called("inputs"):
-        done = await asking.infer(request, ref, items, parameters.options(), task=task)
+        if any(signature.is_raw(name) for name, _ in chosen):
+            options = _raw(parameters.options(), signature, tensors)
+            done = await asking.infer(request, ref, items, options, task=task)
+            made |= await asyncio.to_thread(raw_outputs, signature.raw_outputs[0][0], done, tensors)
+        if not all(signature.is_raw(name) for name, _ in chosen):
+            done = await asking.infer(request, ref, items, parameters.options(), task=task)
+            made |= signature.made(done, tensors)
     head = InferReply(
         model_name=ref,
         model_version=VERSION,
@@ -116,8 +126,14 @@ async def infer(request: web.Request) -> web.Response:
         outputs=[],
         implementation=mark_of(done.model),
     )
-    body, length = await asyncio.to_thread(encoded, head, signature.made(done, tensors), chosen)
+    body, length = await asyncio.to_thread(encoded, head, made, chosen)
     return await _reply(request, done, body, length, began)
+
+
+def _raw(options: Options, signature: Signature, tensors: Mapping[str, Tensor]) -> Options:
+    """Token ids are never cut: every one has its place in the output."""
+    whole = "input_ids" in tensors
+    return msgspec.structs.replace(options, output=signature.raw, truncate=options.truncate and not whole)
 
 
 async def _reply(request: web.Request, done: Inferred, body: bytes, length: int | None, began: float) -> web.Response:
@@ -143,7 +159,7 @@ def _own(model: LoadedModel, task: str) -> str:
     return next((own for own in model.tasks if own in TASKS), task)
 
 
-def _name(request: web.Request) -> str:
+def model_name(request: web.Request) -> str:
     """Of the model. Raises NotFound for a version that it has not."""
     asked = request.match_info.get("version", VERSION)
     name = request.match_info["name"]
@@ -169,7 +185,7 @@ async def ready(request: web.Request) -> web.Response:
 
 async def model_ready(request: web.Request) -> web.Response:
     """200 for a model that answers now; 503 for one that a request would load first."""
-    ref = _name(request)
+    ref = model_name(request)
     registry = node(request).registry
     found = registry.find(ref)
     if found is None:
@@ -187,7 +203,7 @@ async def model_metadata(request: web.Request) -> web.Response:
         [VERSION],
         f"ipfs_accelerate_node_{model.engine}",
         metadata(model, signature.inputs),
-        metadata(model, signature.outputs),
+        metadata(model, signature.outputs_of(model)),
         mark_of(model),
     )
     return json_reply(about, headers=model_headers(model))
@@ -202,7 +218,7 @@ async def model_config(request: web.Request) -> web.Response:
         "backend": model.engine,
         "max_batch_size": 0,
         "input": [_configured(model, one) for one in signature.inputs],
-        "output": [_configured(model, one) for one in signature.outputs],
+        "output": [_configured(model, one) for one in signature.outputs_of(model)],
         **({"implementation": "MOCK"} if model.implementation == "MOCK" else {}),
     }
     return json_reply(shown_, headers=model_headers(model))
@@ -216,12 +232,12 @@ def _configured(model: LoadedModel, tensor: Declared) -> dict[str, object]:
 
 async def _described(request: web.Request) -> tuple[str, LoadedModel, Signature]:
     """Loaded for this if need be: only then its outputs are known."""
-    ref = _name(request)
+    ref = model_name(request)
     model, task = await ready_model(request, ref)
     return ref, model, SIGNATURES[_own(model, task)]
 
 
-def _of_model(
+def of_model(
     method: str, action: str, handler: Handler, takes: object = None, gives: object = None
 ) -> tuple[Route, ...]:
     """Of every spelling of a model's URL: ``{name:.+?}`` leaves what follows to the longer ones, which come first."""
@@ -235,8 +251,8 @@ ROUTES = (
     Route("GET", "/v2", server, Surface.INFER, Dialect.KSERVE, gives=ServerMetadata),
     Route("GET", "/v2/health/live", live, Surface.INFER, Dialect.KSERVE, gives=Live, probe=True),
     Route("GET", "/v2/health/ready", ready, Surface.INFER, Dialect.KSERVE, gives=Ready, probe=True),
-    *_of_model("POST", "/infer", infer, InferRequest, InferReply),
-    *_of_model("GET", "/ready", model_ready, gives=ModelReady),
-    *_of_model("GET", "/config", model_config),
-    *_of_model("GET", "", model_metadata, gives=ModelMetadata),
+    *of_model("POST", "/infer", infer, InferRequest, InferReply),
+    *of_model("GET", "/ready", model_ready, gives=ModelReady),
+    *of_model("GET", "/config", model_config),
+    *of_model("GET", "", model_metadata, gives=ModelMetadata),
 )

@@ -1,17 +1,19 @@
 """What each task looks like as tensors: from named inputs to items, and from outputs to named outputs.
 
 Texts, pictures and sounds are BYTES, whatever their shape: one element is one item. Token ids are rows of integers,
-with ``attention_mask`` where they are padded.
+with ``attention_mask`` where they are padded; ``pixel_values`` are pictures as the model takes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 import numpy as np
 
+from ipfs_accelerate_node.api.kserve_raw import pixels
 from ipfs_accelerate_node.api.kserve_tensors import Array, Tensor, refused
 from ipfs_accelerate_node.api.kserve_wire import Datatype, TensorMetadata
 from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput
@@ -39,13 +41,31 @@ MAX_TOKEN_ID = 2**31 - 1
 @dataclass(frozen=True, slots=True)
 class Signature:
     """inputs, outputs: name, datatype and shape, as the metadata list them. Of ``choices`` a request has one set of
-    names (``attention_mask`` may be beside ``input_ids``)."""
+    names (``attention_mask`` may be beside ``input_ids``). raw: the model's own output under its name in ``Options``,
+    and ``raw_outputs``, of which it is the first; they are given to who names them, or who sends ``raw_input``."""
 
     inputs: tuple[Declared, ...]
     outputs: tuple[Declared, ...]
     choices: tuple[frozenset[str], ...]
     items: Callable[[Given], list[Item]]
     made: Callable[[Inferred, Given], Made]
+    raw: Literal["hidden", "logits"] | None = None
+    raw_outputs: tuple[Declared, ...] = ()
+    raw_input: str = ""
+
+    def outputs_of(self, model: LoadedModel) -> tuple[Declared, ...]:
+        """All that can be named. A model of two towers gives no vectors of tokens."""
+        towers = self.raw == "hidden" and "zero-shot-image-classification" in model.tasks
+        return self.outputs if towers else (*self.outputs, *self.raw_outputs)
+
+    def is_raw(self, name: str) -> bool:
+        return any(name == raw for raw, _, _ in self.raw_outputs)
+
+    def unnamed(self, given: Iterable[str]) -> list[str]:
+        """What is given where no output is named."""
+        if self.raw_input and self.raw_input in given:
+            return [self.raw_outputs[0][0]]
+        return [name for name, _, _ in self.outputs]
 
 
 def metadata(model: LoadedModel, tensors: Sequence[Declared]) -> list[TensorMetadata]:
@@ -75,8 +95,8 @@ def items_of(signature: Signature, given: Given) -> list[Item]:
 def _texts(given: Given) -> list[Item]:
     if "input_ids" in given:
         return list(_ids(given))
-    if "image" in given:
-        return [Image(data) for data in given["image"].data()]
+    if "image" in given or "pixel_values" in given:
+        return _pictures(given)
     texts = given["text"].texts()
     if "text_pair" not in given:
         return [Text(text) for text in texts]
@@ -106,6 +126,8 @@ def _ranked(given: Given) -> list[Item]:
 
 
 def _pictures(given: Given) -> list[Item]:
+    if "pixel_values" in given:
+        return pixels(given)
     return [Image(data) for data in given["image"].data()]
 
 
@@ -178,13 +200,23 @@ _TEXT: Declared = ("text", "BYTES", (-1,))
 _IMAGE: Declared = ("image", "BYTES", (-1,))
 _BY_TEXT = (frozenset({"text"}), frozenset({"input_ids"}))
 _LABELLED: tuple[Declared, ...] = (("label", "BYTES", (-1, -1)), ("score", "FP32", (-1, -1)))
+_PIXELS = frozenset({"pixel_values"})
+_MASK: Declared = ("attention_mask", "INT64", (-1, -1))
+_LOGITS: tuple[Declared, ...] = (("logits", "FP32", (-1, -1)),)
+_TOKEN_LOGITS: tuple[Declared, ...] = (("logits", "FP32", (-1, -1, -1)), _MASK)
 _ANSWER: tuple[Declared, ...] = (("text", "BYTES", (-1,)), ("finish", "BYTES", (-1,)))
 SIGNATURES: Mapping[str, Signature] = {
     "embedding": Signature(
-        (_TEXT,), (("embedding", "FP32", (-1, -1)),), (*_BY_TEXT, frozenset({"image"})), _texts, _vectors
+        (_TEXT,),
+        (("embedding", "FP32", (-1, -1)),),
+        (*_BY_TEXT, frozenset({"image"}), _PIXELS),
+        _texts,
+        _vectors,
+        "hidden",
+        (("last_hidden_state", "FP32", (-1, -1, -1)), _MASK),
     ),
     "text-classification": Signature(
-        (_TEXT,), _LABELLED, (*_BY_TEXT, frozenset({"text", "text_pair"})), _texts, _scores
+        (_TEXT,), _LABELLED, (*_BY_TEXT, frozenset({"text", "text_pair"})), _texts, _scores, "logits", _LOGITS
     ),
     "rerank": Signature(
         (("query", "BYTES", (-1,)), _TEXT),
@@ -192,11 +224,29 @@ SIGNATURES: Mapping[str, Signature] = {
         (frozenset({"query", "text"}),),
         _ranked,
         _relevance,
+        "logits",
+        _LOGITS,
     ),
     "token-classification": Signature(
-        (_TEXT,), (("entities", "BYTES", (-1,)),), (frozenset({"text"}),), _texts, _as_json("entities")
+        (_TEXT,),
+        (("entities", "BYTES", (-1,)),),
+        _BY_TEXT,
+        _texts,
+        _as_json("entities"),
+        "logits",
+        _TOKEN_LOGITS,
+        "input_ids",
     ),
-    "fill-mask": Signature((_TEXT,), (("fills", "BYTES", (-1,)),), (frozenset({"text"}),), _texts, _as_json("fills")),
+    "fill-mask": Signature(
+        (_TEXT,),
+        (("fills", "BYTES", (-1,)),),
+        _BY_TEXT,
+        _texts,
+        _as_json("fills"),
+        "logits",
+        _TOKEN_LOGITS,
+        "input_ids",
+    ),
     "zero-shot-image-classification": Signature(
         (_IMAGE, ("labels", "BYTES", (-1,))),
         (("score", "FP32", (-1, -1)),),
@@ -204,7 +254,16 @@ SIGNATURES: Mapping[str, Signature] = {
         _choices,
         _by_label,
     ),
-    "image-classification": Signature((_IMAGE,), _LABELLED, (frozenset({"image"}),), _pictures, _scores),
+    "image-classification": Signature(
+        (_IMAGE,),
+        _LABELLED,
+        (frozenset({"image"}), _PIXELS),
+        _pictures,
+        _scores,
+        "logits",
+        _LOGITS,
+        "pixel_values",
+    ),
     "text-generation": Signature((_TEXT,), _ANSWER, _BY_TEXT, _texts, _written),
     "text2text-generation": Signature((_TEXT,), _ANSWER, _BY_TEXT, _texts, _written),
     "automatic-speech-recognition": Signature(
