@@ -18,6 +18,7 @@ from ipfs_accelerate_node.inference import wire
 from ipfs_accelerate_node.inference.desk import Desk
 from ipfs_accelerate_node.inference.jobs import Answer, Job
 from ipfs_accelerate_node.inference.model import Candidate, LoadedModel, ModelSpec, ModelStats, State
+from ipfs_accelerate_node.inference.phases import Phases
 from ipfs_accelerate_node.inference.process import WorkerGone, WorkerProcess
 from ipfs_accelerate_node.inference.wanted import AUTO, EXACT, NARROW, Placed, Wanted
 
@@ -40,22 +41,6 @@ class Limits:
     steady_s: float
     wait_s: float = 2.0
     share_identical: bool = True
-
-
-class Phases:
-    """Seconds of each phase of a load, one after the other."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._name: str | None = None
-        self._began = 0.0
-
-    def enter(self, name: str | None) -> None:
-        """None: the load has ended."""
-        now = time.monotonic()
-        if self._name is not None:
-            self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._began
-        self._name, self._began = name, now
 
 
 class Slot:
