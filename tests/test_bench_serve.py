@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.sample import made
 
-pytestmark = [pytest.mark.model("smollm2-135m"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.model("smollm2-135m"), pytest.mark.timeout(600)]
 
 PROGRAM = Path(__file__).parents[1] / "scripts" / "benchmarks" / "serve.py"
 SMALLEST = ("--rounds=1", "--requests=8", "--texts=16", "--seconds=1.5", "--shapes=20", "--tokens=4")
@@ -33,7 +33,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env=os.environ,
         capture_output=True,
         text=True,
-        timeout=380,
+        timeout=580,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr[-4000:]

@@ -29,6 +29,7 @@ from serving.writing import ts5b, ts8
 
 SAMPLE = CHECKOUT / ".sample" / "minilm-l6"
 WRITER = CHECKOUT / ".models" / "smollm2-135m"
+SHOWN = ("openvino", "torch", "transformers", "aiohttp", "tokenizers")
 FULL = Sizes(rounds=3, requests=300, texts=512, seconds=30.0, shapes=2000, tokens=96)
 QUICK = Sizes(rounds=1, requests=60, texts=96, seconds=10.0, shapes=200, tokens=24)
 CPU: dict[str, Callable[[Field], list[Line]]] = {
@@ -106,8 +107,9 @@ def measure(options: argparse.Namespace) -> tuple[list[Line], dict[str, str]]:
 
 
 def _machine() -> dict[str, Any]:
-    from importlib.metadata import version
+    from importlib.metadata import distributions
 
+    found = {one.metadata["Name"]: one.version for one in distributions()}
     model = next(
         (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
          if line.startswith("model name")), platform.machine(),
@@ -116,7 +118,7 @@ def _machine() -> dict[str, Any]:
         "cpu": model,
         "cpus": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("openvino", "torch", "transformers", "aiohttp", "tokenizers")},
+        "versions": {name: found[name] for name in SHOWN if name in found},
         "load_average": os.getloadavg()[0],
     }
 

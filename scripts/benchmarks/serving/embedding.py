@@ -31,6 +31,7 @@ from serving.lines import Line, figure, percentile
 CHECKED = 24  # texts
 CLIENTS = 16
 MANY_CLIENTS, TEXTS_A_REQUEST = 32, 8
+SHARES = {"device busy": "busy", "tokenizer busy": "tokenizing", "tokens a pass": "pass", "padding": "padding"}
 PRECISIONS = ("bf16", "f32")
 
 
@@ -208,8 +209,11 @@ def throughput_line(id: str, what: str, one: Server, others: Sequence[Server | O
             "load's CPU share": max(column(rounds, one.name, "load")),
             "the node's": max(column(rounds, one.name, "server")),
             "p50_ms": column(rounds, one.name, "p50_ms")[0],
-            **({"device busy": share} if (share := min(column(rounds, one.name, "busy"))) >= 0 else {}),
-            **({"padding": share} if (share := max(column(rounds, one.name, "padding"))) >= 0 else {}),
+            **{
+                what: shares[0]
+                for what, value in SHARES.items()
+                if (shares := sorted(column(rounds, one.name, value)))[0] >= 0
+            },
         },
     )
 
@@ -217,7 +221,8 @@ def throughput_line(id: str, what: str, one: Server, others: Sequence[Server | O
 def throughput(
     bed: Bed, one: Server | Offline, texts: list[str], groups: list[list[str]], clients: int
 ) -> Callable[[], dict[str, float]]:
-    """A closed loop over the groups, each sent once a round. busy: share of the time in which the device computed."""
+    """A closed loop over the groups, each sent once a round. busy, tokenizing: share of the time in which the
+    device computed, and the tokenizer was at it; as the node tells them, -1 where it does not."""
     tokens = bed.words.tokens(texts)
     if isinstance(one, Offline):
         given = bed.written("texts", bed.words.ids(texts) if one.ids else texts)
@@ -237,6 +242,8 @@ def throughput(
             "server": taken.server_share,
             "p50_ms": 1e3 * percentile(taken.seconds(), 50),
             "busy": -1.0 if computed is None else computed / taken.wall_s,
+            "pass": spent["batch_tokens"] / spent["batches"] if spent.get("batches") else -1.0,
+            "tokenizing": spent.get("model_tokenize_seconds", -1.0 * taken.wall_s) / taken.wall_s,
             "padding": 1 - spent["batch_tokens"] / padded if padded else -1.0,
         }
 
