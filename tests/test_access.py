@@ -117,6 +117,7 @@ NEEDED = {
     Surface.SHARE: "peer",
     Surface.CONTENT: "peer",
     Surface.METRICS: "metrics",
+    Surface.PIN: "pin",
     Surface.STATE: "admin",
 }
 

@@ -152,7 +152,7 @@ def test_urls_that_would_leak_a_key_or_are_none(url: str) -> None:
 
 
 async def test_a_pin_that_the_service_gives_up_half_way_is_told_and_stays_readable(tmp_path: Path) -> None:
-    working = {"id": "7", "cid": str(CID), "name": None, "status": "pinning", "created": "", "info": {}}
+    working: dict[str, Any] = {"id": "7", "cid": str(CID), "name": None, "status": "pinning", "created": "", "info": {}}
     failed = {**working, "status": Status.FAILED.value, "info": {"status_details": "the DAG is too big"}}
     answers = {("POST", "/api/remotes/s/pins"): (202, working), ("GET", "/api/remotes/s/pins/7"): (200, failed)}
     async with Daemon(tmp_path / "cache", answers=answers):

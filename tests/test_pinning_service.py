@@ -148,7 +148,8 @@ async def test_a_key_sees_its_own_requests_and_the_admin_all(tmp_path: Path) -> 
 
 
 BAD_BODIES: list[tuple[dict[str, Any], str]] = [
-    ({}, "cid"), ({"cid": "nonsense"}, "nonsense"), ({"cid": 5}, "cid"), ({"cid": ""}, "cid"), ({"cid": PEER}, "PeerID"),
+    ({}, "cid"), ({"cid": "nonsense"}, "nonsense"), ({"cid": 5}, "cid"), ({"cid": ""}, "cid"),
+    ({"cid": PEER}, "PeerID"),
     ({"cid": NOBODY_HAS, "name": "x" * 256}, "name"), ({"cid": NOBODY_HAS, "meta": {"a": 1}}, "meta"),
     ({"cid": NOBODY_HAS, "origins": ["/ip4/127.0.0.1/tcp/1"] * 21}, "origins"),
     ({"cid": NOBODY_HAS, "origins": [1]}, "origins"),
