@@ -18,12 +18,14 @@ from aiohttp import web
 from ipfs_accelerate_node.api import kserve_wire, openai_wire, pinning_service, pipeline, tei_wire
 from ipfs_accelerate_node.api.access import Surface
 from ipfs_accelerate_node.api.context import CONFIG
+from ipfs_accelerate_node.api.deadlines import MAX_TIMEOUT_S, TIMEOUT
 from ipfs_accelerate_node.api.pipeline import Route
 from ipfs_accelerate_node.api.problems import Dialect
 from ipfs_accelerate_node.api.wire import json_bytes
 from ipfs_accelerate_node.config_values import is_loopback
 
 _PARAMETER = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})*))?\}")
+_PROBLEM = "application/problem+json"
 _PACKAGE = b"ipfs_accelerate_node.api."  # before the names of types of which there are several
 _REF = "#/components/schemas/{name}"
 MADE: web.AppKey[dict[str, bytes]] = web.AppKey("openapi", dict)
@@ -38,6 +40,10 @@ class Problem(msgspec.Struct, frozen=True):
     detail: str
     code: str
     exit_code: int
+
+
+class HubError(msgspec.Struct, frozen=True):
+    error: str
 
 
 _ERRORS: dict[Dialect, type[msgspec.Struct]] = {
@@ -68,7 +74,7 @@ async def show(request: web.Request) -> web.Response:
 def document(routes: list[Route], *, loopback: bool) -> dict[str, Any]:
     """loopback: what is open there needs no key."""
     types = [kind for route in routes for kind in (route.takes, route.gives) if kind is not None]
-    kinds = list(dict.fromkeys([*types, *_ERRORS.values()]))
+    kinds = list(dict.fromkeys([*types, *_ERRORS.values(), HubError]))
     schemas, components = msgspec.json.schema_components(kinds, schema_hook=_anything, ref_template=_REF)
     shown = dict(zip(kinds, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -121,7 +127,10 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
         {"name": match[1], "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for match in _PARAMETER.finditer(route.path)
     ]
-    if route.dialect is Dialect.TEI and not found and route.surface is Surface.INFER:
+    if route.infers:
+        seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S}
+        found.append({"name": TIMEOUT, "in": "header", "required": False, "schema": seconds})
+    if route.dialect is Dialect.TEI and "{" not in route.path and route.surface is Surface.INFER:
         model = {"type": "string", "minLength": 1, "maxLength": 2048}
         found += [
             {"name": "model", "in": "query", "required": False, "schema": model},
@@ -131,8 +140,9 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
 
 
 def _responses(route: Route, shown: dict[object, Any]) -> dict[str, Any]:
-    """Failures are all of one shape. What has no type here has a body of its own kind."""
-    error = "application/problem+json" if route.dialect is Dialect.NATIVE else "application/json"
+    """Failures are all of one shape, but for what is no HTTP, which comes to no route. What has no type here has a body
+    of its own kind."""
+    error = _PROBLEM if route.dialect is Dialect.NATIVE else "application/json"
     good: dict[str, Any] = {"description": "Done."}
     if route.gives is not None:
         good["content"] = {route.content: {"schema": shown[route.gives]}}
@@ -142,11 +152,16 @@ def _responses(route: Route, shown: dict[object, Any]) -> dict[str, Any]:
             good["content"]["text/plain"] = {"schema": {"type": "string"}}
         if route.gives is kserve_wire.InferReply:
             good["content"]["application/octet-stream"] = {"schema": {}}
+    bad = {_PROBLEM: shown[Problem], error: shown[_ERRORS[route.dialect]]}
+    if route.surface is Surface.HUB:
+        bad["application/json"] = shown[HubError]
+    if route.content == "text/html":
+        bad["text/html"] = {"type": "string"}
     return {
         "2XX": good,
         "default": {
             "description": "It failed; the body says why.",
-            "content": {error: {"schema": shown[_ERRORS[route.dialect]]}},
+            "content": {kind: {"schema": schema} for kind, schema in bad.items()},
         },
     }
 

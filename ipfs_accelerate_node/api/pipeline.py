@@ -160,8 +160,10 @@ def request_id(request: web.BaseRequest) -> str:
 
 def _dialect(path: str) -> Dialect:
     """Of a path that no route has."""
-    if path.startswith("/v1/"):
+    if path.startswith("/v1/") or (path.startswith("/models/") and "/v1/" in path):
         return Dialect.OPENAI
+    if path.startswith("/models/"):
+        return Dialect.TEI
     if path.startswith("/api/v1/"):
         return Dialect.PINNING
     return Dialect.KSERVE if path.startswith("/v2/") else Dialect.NATIVE

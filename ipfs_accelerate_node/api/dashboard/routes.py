@@ -155,7 +155,9 @@ def _html(text: str, *, status: int = 200) -> web.Response:
 
 ROUTES = (
     Route("POST", "/api/dashboard", make_link, Surface.STATE),
-    Route("GET", PATH, show, Surface.OPEN),  # each of these asks for a session or the admin key itself
-    Route("GET", f"{PATH}/login/{{code}}", login, Surface.OPEN),
+    Route(
+        "GET", PATH, show, Surface.OPEN, content="text/html"
+    ),  # each of these asks for a session or the admin key itself
+    Route("GET", f"{PATH}/login/{{code}}", login, Surface.OPEN, content="text/html"),
     Route("GET", f"{PATH}/events", events, Surface.OPEN),
 )
