@@ -131,6 +131,7 @@ def test_unknown_fields_are_ignored() -> None:
     assert parse_json(b'{"text": "a", "later": {"x": [1, 2.5, null]}}', Note).text == "a"
 
 
+@pytest.mark.timeout(120)
 @given(st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)))
 def test_what_json_says_is_what_is_read(value: dict[str, object]) -> None:
     assert parse_json(json.dumps(value).encode(), dict) == value

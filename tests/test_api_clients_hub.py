@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import pytest_asyncio
-from huggingface_hub import AsyncInferenceClient, InferenceClient
+from huggingface_hub import AsyncInferenceClient, InferenceClient, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import _http
 
 from tests.support.models import tiny_model
 from tests.support.running import Running, running
@@ -31,6 +32,16 @@ def silence(seconds: float = 0.5, rate: int = 16_000) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(head) + 8 + len(body)) + b"WAVE" + head + struct.pack(
         "<4sI", b"data", len(body)
     ) + body  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_client() -> Iterator[None]:
+    """A node that asked the Hub before, in this process, has replaced the library's client by one that speaks to its
+    upstream alone."""
+    before = _http._GLOBAL_CLIENT_FACTORY
+    set_client_factory(_http.default_client_factory)
+    yield
+    set_client_factory(before)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

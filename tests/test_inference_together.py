@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytest_asyncio
 from numpy.typing import NDArray
 
 from ipfs_accelerate_node.errors import InferenceFailed
@@ -133,21 +134,23 @@ def test_room_that_there_is_no_memory_for_changes_nothing() -> None:
     assert cache.room == (1, 256)
 
 
-@pytest.fixture(scope="module")
-def paged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """(engine on OpenVINO, module of transformers) of one tiny model."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def paged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """(engine on OpenVINO, module of transformers) of one tiny model, converted in a process of its own."""
+    from ipfs_accelerate_node.inference.openvino import artefacts
     from ipfs_accelerate_node.inference.openvino import engine as openvino_engine
-    from ipfs_accelerate_node.inference.openvino.convert import Converter
 
-    directory, artefact = tmp_path_factory.mktemp("llama"), tmp_path_factory.mktemp("artefact")
+    directory = tmp_path_factory.mktemp("llama")
     plain = engine_of(directory, "llama")
-    Converter(lambda line: None, artefact, "bafytiny").convert(directory, "text-generation", "f32")
+    kept = tmp_path_factory.mktemp("kept")
+    artefact = await artefacts.ensure(directory, "bafytiny", "text-generation", "f32", kept)
     files = inspect(directory, available_bytes=1 << 32, task="text-generation")
     engine = openvino_engine.load(artefact, files, "text-generation", device="openvino:CPU", precision="f32", threads=1)
     return engine, plain.graphs.module  # type: ignore[attr-defined]
 
 
-def test_openvino_writes_together_over_pages(paged: tuple[Any, Any]) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_openvino_writes_together_over_pages(paged: tuple[Any, Any]) -> None:
     engine, module = paged
     sequences = engine.sequences()
     assert sequences is not None
@@ -156,7 +159,8 @@ def test_openvino_writes_together_over_pages(paged: tuple[Any, Any]) -> None:
     check_together(sequences, module)
 
 
-def test_openvino_has_the_plain_decoder_too(paged: tuple[Any, Any]) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_openvino_has_the_plain_decoder_too(paged: tuple[Any, Any]) -> None:
     engine, module = paged
     decoder = engine.decoder()
     decoder.start(None)

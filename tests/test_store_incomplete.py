@@ -202,6 +202,7 @@ def test_an_index_of_the_version_before_is_brought_forward(store: Store) -> None
     with sqlite3.connect(store.root / "index.sqlite") as db:
         db.execute("ALTER TABLE models DROP COLUMN absent_files")
         db.execute("ALTER TABLE models DROP COLUMN absent_bytes")
+        db.execute("ALTER TABLE files DROP COLUMN last_used")
         tables = db.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchall()
         kept = {"models", "names", "files", "leaves", "members", "nodes", "model_nodes"}
         for (table,) in tables:

@@ -22,6 +22,7 @@ WINDOW_TOKENS = 32 << 10  # of one lane, in the worker; one request may have mor
 LARGE_TOKENS = WINDOW_TOKENS // 8
 # However slow the model is, so many requests may wait for it.
 ALWAYS_QUEUED = 32
+USUAL_WAIT_S = 2.0
 SHORTEST_RETRY_S, LONGEST_RETRY_S, UNKNOWN_RETRY_S = 0.1, 60.0, 1.0
 
 
@@ -98,8 +99,7 @@ class Lanes:
         if count and self.tokens + job.tokens > MAX_QUEUED_TOKENS:
             raise self._overloaded(f"about {self.tokens} tokens are waiting", wait_s)
         if wait_s is not None:
-            always = max(ALWAYS_QUEUED, 2 * self.at_once)
-            if self._wait_s is not None and count >= always and wait_s > self._wait_s:
+            if self._wait_s is not None and count >= self._always(self._wait_s) and wait_s > self._wait_s:
                 raise self._overloaded(f"{count} requests are waiting, for about {wait_s:.1f} s", wait_s)
             if job.expires is not None and time.monotonic() + wait_s > job.expires:
                 raise self._overloaded(f"it would wait for about {wait_s:.1f} s, longer than its deadline", wait_s)
@@ -107,6 +107,10 @@ class Lanes:
         lane.queue.append(job)
         lane.tokens += job.tokens
         self._size += job.size
+
+    def _always(self, wait_s: float) -> int:
+        """So many may wait however slow the model is; fewer where less waiting is allowed than usual."""
+        return max(1, 2 * self.at_once, round(ALWAYS_QUEUED * min(1.0, wait_s / USUAL_WAIT_S)))
 
     def wait_s(self, job: Job) -> float | None:
         """How long it would wait. Small ones go by turns with large ones, if there are any."""

@@ -143,7 +143,7 @@ class Slot:
         if self._placed is None:
             return None
         loaded = self._placed.loaded
-        task = wanted.task in (None, loaded.task) if self.wanted.task is None else wanted.task == loaded.task
+        task = (wanted.task or next(iter(loaded.tasks), loaded.task)) == loaded.task
         # ``auto`` is content with what it might have chosen itself
         precise = loaded.precision in ((EXACT, NARROW) if wanted.precision == AUTO else (wanted.precision,))
         return task and precise and wanted.device in (AUTO, loaded.device)
