@@ -16,6 +16,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 from schemathesis import Case, GenerationMode
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     ignored_auth,
@@ -38,7 +39,7 @@ LEFT_OUT = {"POST /api/benchmarks", "POST /api/report", "POST /api/results/verif
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 MODELS = ("org/tiny", "mock:text-generation", "mock:embedding", "mock:rerank", "mock:text-classification")
 DOCUMENT = openapi.document(list(ROUTES), loopback=True)
-_FOUND = [result.ok() for result in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()]
+_FOUND = [one.ok() for one in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations() if isinstance(one, Ok)]
 OPERATIONS = {found.label: found for found in _FOUND}
 
 
@@ -54,14 +55,14 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     assert "Traceback" not in started.log.read_text()
 
 
-def made_up(label: str) -> SearchStrategy[Case]:
+def made_up(label: str) -> SearchStrategy[Case[Any]]:
     """Requests as the document has them, and such as it has not."""
     right, wrong = (OPERATIONS[label].as_strategy(generation_mode=mode) for mode in GenerationMode)
-    both: SearchStrategy[Case] = right | wrong
+    both: SearchStrategy[Case[Any]] = right | wrong
     return both
 
 
-def named(case: Case, number: int) -> None:
+def named(case: Case[Any], number: int) -> None:
     """Most requests mean a model that is here: what is made up names none."""
     model = MODELS[number % len(MODELS)]
     if number % 3 == 2:
@@ -89,7 +90,7 @@ def ask(node: NodeProcess, label: str, count: int) -> None:
         phases=[Phase.generate],
     )
     @given(case=made_up(label))
-    def one(case: Case) -> None:
+    def one(case: Case[Any]) -> None:
         named(case, next(numbers))
         reply = case.call(base_url=node.url, headers=key, timeout=60, allow_redirects=False)
         assert reply.status_code != 500 or INTERNAL not in reply.text, case.as_curl_command()
@@ -124,7 +125,7 @@ def test_what_needs_a_key_is_refused_without_or_with_a_wrong_one(node: NodeProce
 
     @settings(max_examples=1, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(case=OPERATIONS[label].as_strategy(generation_mode=GenerationMode.POSITIVE))
-    def one(case: Case) -> None:
+    def one(case: Case[Any]) -> None:
         for key in ({}, {"Authorization": "Bearer nonsense"}):
             reply = case.call(base_url=node.url, headers=key, timeout=60, allow_redirects=False)
             assert reply.status_code == 401, (label, reply.status_code)
