@@ -21,7 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from ipfs_accelerate_node.inference.tasks.picture_settings import read_picture_settings
 from ipfs_accelerate_node.inference.tasks.pictures import pixel_values, read_picture
-from tests.support.models_torch import torch, write_json, written
+from tests.support.models import write_json
+from tests.support.models_torch import torch, written
 from tests.support.running import Running, running
 from tests.support.sample import CLIP
 
@@ -76,7 +77,7 @@ def tensor(name: str, values: Any, kind: str = "") -> triton.InferInput:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Here]:
     folder = tmp_path_factory.mktemp("tensors")
-    kinds = {
+    kinds: dict[str, tuple[str, str, dict[str, Any]]] = {
         "own/bert": ("bert", "BertModel", {}),
         "own/classes": ("bert", "BertForSequenceClassification", LABELS),
         "own/tokens": ("bert", "BertForTokenClassification", LABELS),
@@ -108,9 +109,9 @@ async def test_every_token_has_its_vector(here: Here) -> None:
         np.testing.assert_allclose(found, here.expected("own/bert", "last_hidden_state", input_ids=ids)[0], atol=1e-5)
     one = await here.post("/embed_all?model=own/bert", {"inputs": texts[1], "truncate": True})
     np.testing.assert_allclose(one.json()[0], reply.json()[1], atol=1e-6)
-    ids = await here.post("/embed_all?model=own/bert", {"inputs": [[2, 56, 57, 58, 3], [2, 59, 3]]})
+    by_ids = await here.post("/embed_all?model=own/bert", {"inputs": [[2, 56, 57, 58, 3], [2, 59, 3]]})
     wanted = here.expected("own/bert", "last_hidden_state", input_ids=IDS, attention_mask=MASK)
-    for found, row, mask in zip(ids.json(), wanted, MASK, strict=True):
+    for found, row, mask in zip(by_ids.json(), wanted, MASK, strict=True):
         np.testing.assert_allclose(found, row[mask == 1], atol=1e-5)
 
 

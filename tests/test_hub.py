@@ -21,8 +21,8 @@ from ipfs_accelerate_node.errors import (
 )
 from ipfs_accelerate_node.sources.hub import HubSource
 from ipfs_accelerate_node.sources.hub_answers import HubFile
-from ipfs_accelerate_node.sources.hub_hops import HOP_HEADER
 from ipfs_accelerate_node.sources.hub_body import CHUNK_BYTES
+from ipfs_accelerate_node.sources.hub_hops import HOP_HEADER
 from ipfs_accelerate_node.sources.hub_snapshot import OidHash, Snapshot, Traffic
 from tests.support.hub import SIGNED, FakeHub, oid
 

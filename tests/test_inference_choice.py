@@ -54,7 +54,7 @@ async def test_a_first_request_is_not_kept_waiting_for_measurements(registry: Re
     model = await registry.load(spec)
     assert model.device == "cpu"
     chosen, other = model.choice
-    assert (chosen.device, chosen.chosen, chosen.median_ms) == ("cpu", True, None)
+    assert (chosen.device, chosen.precision, chosen.chosen, chosen.median_ms) == ("cpu", "f32", True, None)
     assert (other.device, other.chosen) == (OPENVINO, False)
     assert "not measured yet" in other.reason
     await registry.unload("tiny")
@@ -122,6 +122,7 @@ async def test_a_model_is_put_where_it_was_measured_to_be_fastest(registry: Regi
     assert [c.chosen for c in model.choice] == [True, False]
     assert "× as long as" in model.choice[1].reason
     assert (await registry.load(spec, thorough=True)).pid == model.pid
+    assert model.precision == "f32"  # who was answered by the first one goes on to be answered in its precision
     await registry.unload("tiny")
 
 

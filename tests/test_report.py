@@ -25,10 +25,8 @@ from ipfs_accelerate_node.benchmarks.cells import (
     read_report,
 )
 from ipfs_accelerate_node.benchmarks.trial import (
-    INPUTS,
     Agreement,
     agreement,
-    cosine,
     moved_neighbours,
     reference,
     verdict,
@@ -36,6 +34,7 @@ from ipfs_accelerate_node.benchmarks.trial import (
 from ipfs_accelerate_node.cli.report_tables import agreement as shown
 from ipfs_accelerate_node.cli.report_tables import differing, escaped, markdown, markdown_of_many, remarks
 from ipfs_accelerate_node.errors import InferenceFailed, InvalidInput
+from ipfs_accelerate_node.inference.agreement import INPUTS, cosine
 from tests.support.daemon import run_cli, start_cli
 from tests.support.models import tiny_model
 from tests.support.running import Running, running

@@ -22,7 +22,14 @@ from typing import Protocol
 
 import numpy as np
 
-from ipfs_accelerate_node.errors import BadContent, DeviceUnavailable, InferenceFailed, ModelUnsupported, NodeError, Unavailable
+from ipfs_accelerate_node.errors import (
+    BadContent,
+    DeviceUnavailable,
+    InferenceFailed,
+    ModelUnsupported,
+    NodeError,
+    Unavailable,
+)
 from ipfs_accelerate_node.inference import calibration, wire
 from ipfs_accelerate_node.inference.agreement import INPUTS, Array, compared, likeness
 from ipfs_accelerate_node.inference.calibration import MEASURE_S, Calibrations, Fitting, Key, Verdict, key_of
