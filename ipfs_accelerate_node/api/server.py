@@ -7,6 +7,7 @@ Stop: the first SIGTERM or SIGINT ends readiness at once, refuses new work and l
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Callable, Iterator
@@ -57,6 +58,7 @@ async def _serve(config: Config, keys: KeyRing, on_ready: Callable[[str], None] 
             async with PeersListener(node, app), listening(app, sock) as url:
                 await asyncio.to_thread(write_daemon_file, config.cache, url, keys.session_key())
                 try:
+                    _settle_memory()
                     log.info("serve.start url=%s", url)
                     if on_ready is not None:
                         on_ready(url)
@@ -66,6 +68,12 @@ async def _serve(config: Config, keys: KeyRing, on_ready: Callable[[str], None] 
                     remove_daemon_file(config.cache)
     log.info("serve.stop url=%s", url)
     return finished
+
+
+def _settle_memory() -> None:
+    """What the start made stays for good: full collections of garbage, which hold up the loop, need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def _sole(group: ExceptionGroup[Exception]) -> Exception:
