@@ -40,6 +40,7 @@ from ipfs_accelerate_node.api.context import CONFIG, GIVING, HUB_GIVING, KEYS, L
 from ipfs_accelerate_node.api.dashboard import routes as dashboard
 from ipfs_accelerate_node.api.delivery import LeafMaps
 from ipfs_accelerate_node.api.hub_listings import Listings
+from ipfs_accelerate_node.api.idempotency import KNOWN_KEYS, KnownKeys
 from ipfs_accelerate_node.api.keys import KeyRing
 from ipfs_accelerate_node.api.limiter import BUSY_S, Giving, Limiter
 from ipfs_accelerate_node.api.metrics import Metrics
@@ -108,6 +109,7 @@ def build_app(node: Node, keys: KeyRing, config: Config, *, port: int | None = N
         app.on_cleanup.append(own.close)
     app[reports.ONE_AT_A_TIME] = asyncio.Lock()
     app[WATCHDOG] = Watchdog()
+    app[KNOWN_KEYS] = KnownKeys()
     app[TRACING] = tracing = tracing_to(config.otlp_endpoint)
     app.on_cleanup.append(lambda _: tracing.close())
     app[METRICS] = Metrics(

@@ -8,6 +8,7 @@ One parse: the standard library's, whose hooks see every object, then `msgspec.c
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ipfs_accelerate_node.api.browser import from_browser
+from ipfs_accelerate_node.api.idempotency import KNOWN_KEYS, key_of
 from ipfs_accelerate_node.api.traffic import HELD
 from ipfs_accelerate_node.content.cid import shown
 from ipfs_accelerate_node.errors import BadRequest, InvalidInput, PayloadTooLarge, UnsupportedMediaType
@@ -73,9 +75,9 @@ async def chunks(request: web.BaseRequest, *, limit_bytes: int) -> AsyncIterator
     """The body as it comes, decompressed, at most limit_bytes in all.
 
     Raises PayloadTooLarge, UnsupportedMediaType for an unknown Content-Encoding, BadRequest (code timeout or bad_body),
-    Overloaded: there is no room for it beside the bodies of others.
+    Overloaded: there is no room for it beside the bodies of others; Conflict (idempotency_conflict).
     """
-    held = request.get(HELD)
+    held, key, digest = request.get(HELD), key_of(request), hashlib.sha256()
     if (request.content_length or 0) > limit_bytes:
         raise _too_large(limit_bytes)
     coding = request.headers.get("Content-Encoding", "identity").strip().lower()
@@ -91,13 +93,17 @@ async def chunks(request: web.BaseRequest, *, limit_bytes: int) -> AsyncIterator
         except (web.RequestPayloadError, HttpProcessingError) as exc:
             raise BadRequest("the body is not what its headers say", code="bad_body") from exc
         if not chunk:
-            return
+            break
         taken += len(chunk)
         if taken > limit_bytes:
             raise _too_large(limit_bytes)
         if held is not None:
             held.take(len(chunk))
+        if key is not None:
+            digest.update(chunk)
         yield chunk
+    if key is not None and isinstance(request, web.Request) and (known := request.app.get(KNOWN_KEYS)) is not None:
+        known.check(request, key, digest.digest())
 
 
 def parse_json(body: bytes, kind: type[T]) -> T:

@@ -28,9 +28,10 @@ from ipfs_accelerate_node.content.cid import shown
 from ipfs_accelerate_node.errors import BadRequest, InvalidInput, NodeError, PayloadTooLarge
 from ipfs_accelerate_node.inference import Options
 from ipfs_accelerate_node.inference.model import Audio, Generated
-from ipfs_accelerate_node.inference.tasks.wav import MAX_AUDIO_BYTES, BadAudio, read_wav
+from ipfs_accelerate_node.inference.tasks.wav import BadAudio, read_wav
 
 FORM_DEADLINE_S = 600.0
+MAX_AUDIO_BYTES = 25 << 20  # as in OpenAI's own API
 MAX_PARTS = 32
 MAX_FIELD_BYTES = 4096
 _PIECE_BYTES = 256 << 10
