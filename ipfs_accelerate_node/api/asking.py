@@ -18,7 +18,7 @@ from ipfs_accelerate_node.api.pipeline import METRICS, MODEL
 from ipfs_accelerate_node.api.tracing import TRACING, Span, Value
 from ipfs_accelerate_node.errors import NodeError
 from ipfs_accelerate_node.inference import Embeddings, Inferred, Item, LoadedModel, Options
-from ipfs_accelerate_node.inference.model import NO_TIME, Chat, Generated
+from ipfs_accelerate_node.inference.model import Chat, Generated
 from ipfs_accelerate_node.inference.wire import Delta
 
 _OPERATIONS = {
@@ -47,9 +47,10 @@ class _Asked:
             "ipfs_accelerate_node.model.root": work.model.root,
             "ipfs_accelerate_node.device": work.model.device,
             "ipfs_accelerate_node.implementation": work.model.implementation,
-            "ipfs_accelerate_node.queue_seconds": work.timing.queue_s,
-            "ipfs_accelerate_node.compute_seconds": work.timing.compute_s,
         }
+        if work.timing is not None:
+            told["ipfs_accelerate_node.queue_seconds"] = work.timing.queue_s
+            told["ipfs_accelerate_node.compute_seconds"] = work.timing.compute_s
         if work.tokens_out is not None:
             told["gen_ai.usage.output_tokens"] = work.tokens_out
         if self.finish:
@@ -131,7 +132,7 @@ async def stream(
         finally:
             await deltas.aclose()
             if not failed:  # also what a reader who left has had
-                asked.got(Work(model, tokens_in, time.perf_counter() - began, NO_TIME, tokens_out, items=len(items)))
+                asked.got(Work(model, tokens_in, time.perf_counter() - began, None, tokens_out, items=len(items)))
 
 
 @contextmanager

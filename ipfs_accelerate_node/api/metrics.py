@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
@@ -45,12 +45,12 @@ _STAGES = {
 @dataclass(frozen=True, slots=True)
 class Work:
     """What one request had of a model. tokens_out: None where nothing was written. seconds: of all of it. items: how
-    many it brought."""
+    many it brought. timing: None of what is written, whose passes are those of others too."""
 
     model: LoadedModel
     tokens_in: int
     seconds: float
-    timing: Timing
+    timing: Timing | None
     tokens_out: int | None = None
     items: int = 1
 
@@ -58,6 +58,7 @@ class Work:
 class Metrics:
     def __init__(self, gauges: dict[str, Callable[[], float]], collectors: Iterable[Collector] = ()) -> None:
         """gauges: the current value of each name in `_GAUGES`, asked at each scrape, as the collectors are."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each that says when it began, of which nobody makes any use
         self._registry = CollectorRegistry()
         self._models: set[str] = set()
         answered = ["method", "route", "model", "status"]
@@ -109,6 +110,7 @@ class Metrics:
             self._written.labels(model, implementation).inc(work.tokens_out)
         if implementation == "MOCK":
             self._mock.inc()
+        if implementation == "MOCK" or work.timing is None:
             return
         self._stages["tokenize"].labels(model).observe(work.timing.tokenize_s)
         self._stages["queue"].labels(model).observe(work.timing.queue_s)

@@ -31,7 +31,7 @@ class Aliases(Collector):
             for stage in _STAGES
         }
 
-    def worked(self, task: str, items: int, seconds: float, timing: Timing) -> None:
+    def worked(self, task: str, items: int, seconds: float, timing: Timing | None) -> None:
         method = "single" if items == 1 else "batch"
         self._asked[method] += 1
         self._answered[method] += 1
@@ -41,8 +41,8 @@ class Aliases(Collector):
         for of in ("request", kind):
             if of is None:
                 continue
-            values = (seconds, timing.tokenize_s, timing.queue_s, timing.compute_s)
-            for stage, value in zip(_STAGES, values, strict=True):
+            parts = () if timing is None else (timing.tokenize_s, timing.queue_s, timing.compute_s)
+            for stage, value in zip(_STAGES, (seconds, *parts), strict=False):
                 self._seconds[f"te_{of}{stage}_duration"].observe(value)
 
     def failed(self, error: NodeError) -> None:
