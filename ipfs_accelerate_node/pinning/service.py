@@ -67,6 +67,7 @@ class PinningService:
         self._settling = asyncio.Lock()  # who keeps a root is looked at and changed in one step
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._jobs: dict[str, str] = {}
+        self._noting: set[asyncio.Task[None]] = set()  # each waits for a pin of the user's own
         self._delegates: tuple[KuboClient | None, list[str]] = (None, [])
         self._local = config.kubo_loopback or is_loopback(config.host)
 
@@ -77,7 +78,7 @@ class PinningService:
 
     def stop(self) -> None:
         """Requests under way stay as they are, for `resume`."""
-        for task in self._tasks.values():
+        for task in (*self._tasks.values(), *self._noting):
             task.cancel()
 
     # -- what callers ask
@@ -127,7 +128,9 @@ class PinningService:
 
     def note_own(self, job: PinJob) -> None:
         """The user pins something himself: it then stays, whatever becomes of requests."""
-        self._group.create_task(self._note_own(job), name=f"note pin {job.id}")
+        noting = self._group.create_task(self._note_own(job), name=f"note pin {job.id}")
+        self._noting.add(noting)
+        noting.add_done_callback(self._noting.discard)
 
     # -- what is done about them
 
