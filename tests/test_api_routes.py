@@ -35,7 +35,8 @@ INFERENCE = {
     "/api/infer", "/v1/embeddings", "/embeddings", "/v1/completions", "/v1/chat/completions",
     "/v1/audio/transcriptions", "/v1/rerank", "/v3/rerank", "/embed", "/embed_all", "/embed_sparse", "/predict",
     "/rerank", "/similarity", "/tokenize", "/decode", "/", "/invocations", "/models/{id}",
-    "/models/{id}/pipeline/{task}", "/models/{id}/v1/chat/completions", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer",
+    "/models/{id}/pipeline/{task}", "/models/{id}/v1/chat/completions", "/v2/models/{name}/infer",
+    "/v2/models/{name}/versions/{version}/infer",
     "/v2/repository/index",
 }  # fmt: skip
 HUB_READS = {"/api/models/{repo}", "/api/datasets/{repo}"}  # the Hub's paths-info reads by POST
