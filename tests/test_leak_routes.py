@@ -147,8 +147,13 @@ ASKED: Mapping[str, Targets] = {
     "/api/pins/{ref}/events": _each("/api/pins/{}/events"),
     "/api/plan": _each("/api/plan?ref={}"),
     "/api/results": _each("/api/results?model={}&ask=no"),
+    "/api/remotes": _only("/api/remotes"),
+    "/api/remotes/{name}/pins": _only("/api/remotes/any/pins"),
+    "/api/remotes/{name}/pins/{ref}": _each("/api/remotes/any/pins/{}"),
     "/api/store": _only("/api/store"),
     "/api/store/{ref}": _each("/api/store/{}"),
+    "/api/v1/pins": lambda of: ["/api/v1/pins", f"/api/v1/pins?cid={of.root}", "/api/v1/pins?status=pinned,queued"],
+    "/api/v1/pins/{requestid}": _each("/api/v1/pins/{}"),
     "/api/whoami-v2": _only("/api/whoami-v2"),
     "/dashboard": _only("/dashboard"),
     "/dashboard/events": _only("/dashboard/events"),
@@ -170,10 +175,11 @@ ASKED: Mapping[str, Targets] = {
     "/v2": _only("/v2"),
     "/v2/health/live": _only("/v2/health/live"),
     "/v2/health/ready": _only("/v2/health/ready"),
-    **{f"/v2/models/{{name}}{more}": _run(f"/v2/models/{{}}{more}") for more in ("", "/config", "/ready")},
+    "/v2/models/stats": _only("/v2/models/stats"),
+    **{f"/v2/models/{{name}}{more}": _run(f"/v2/models/{{}}{more}") for more in ("", "/config", "/ready", "/stats")},
     **{
         f"/v2/models/{{name}}/versions/{{version}}{more}": _run(f"/v2/models/{{}}/versions/1{more}")
-        for more in ("", "/config", "/ready")
+        for more in ("", "/config", "/ready", "/stats")
     },
     "/{name}/resolve/{file}": _hub_files,
     "/{organisation}/{name}/resolve/{file}": _hub_files,
