@@ -31,15 +31,18 @@ def test_the_second_signal_does_not_wait_for_threads(cache: Path, tmp_path: Path
     assert node.process is not None
     done: list[subprocess.CompletedProcess[str]] = []
     adding = threading.Thread(target=lambda: done.append(node.cli("add", str(big), check=False)))
-    adding.start()
-    while in_flight(node) < 2:  # the add, and this look at it
-        pass
-    node.process.send_signal(signal.SIGTERM)
-    while "serve.signal" not in node.log.read_text():
-        pass
-    node.process.send_signal(signal.SIGTERM)
-    assert node.process.wait(6) == 0
-    adding.join(10)
+    try:
+        adding.start()
+        while in_flight(node) < 2:  # the add, and this look at it
+            assert not done, done
+        node.process.send_signal(signal.SIGTERM)
+        while "serve.signal" not in node.log.read_text():
+            pass
+        node.process.send_signal(signal.SIGTERM)
+        assert node.process.wait(6) == 0
+    finally:
+        node.kill()
+        adding.join(10)
     assert done[0].returncode == 5
     assert not (cache / "daemon.json").exists()
     with node:  # nothing is torn, and no manual step is needed
